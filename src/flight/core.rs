@@ -7,19 +7,15 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::task::Waker;
 use std::time::Duration;
 
 use super::lineage::{self, Ancestor};
-use super::plan::KeySource;
+use super::plan::{BoxLoad, KeySource};
 use super::stats::Counters;
 use super::waiters::Waiters;
 use crate::error::{LoadError, Overloaded};
 use crate::sync::{AbortHandle, Arc, AtomicUsize, Map, Mutex, OnceLock, Ordering};
-
-/// A load on its way.
-pub(super) type BoxLoad<V, E> = Pin<Box<dyn Future<Output = Result<V, E>> + Send>>;
 
 /// What happens to a load when the last caller that waited for it goes away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +54,9 @@ impl Default for FlightConfig {
 /// no flight afterwards finds the result in the store.
 pub(crate) trait Settle<K, V, E>: Send + Sync + 'static {
     fn settle(&self, key: &K, result: &Result<V, LoadError<E>>);
+
+    /// Called after the mutex was given back, for what must not run under it.
+    fn settled(&self) {}
 }
 
 /// No store: single-flight alone.
@@ -83,7 +82,7 @@ impl<V: Clone, E> Clone for Landing<V, E> {
 
 /// One run of one loader.
 pub(super) struct Flight<K, V, E> {
-    key: K,
+    pub(super) key: K,
     landing: OnceLock<Landing<V, E>>,
     state: Mutex<State<V, E>>,
 }
@@ -195,6 +194,7 @@ pub(crate) struct Flights<K, V, E, H> {
     map: Map<K, Arc<Flight<K, V, E>>>,
     pub(super) config: FlightConfig,
     pub(super) counters: Counters,
+    /// Where results are kept.
     pub(crate) hook: H,
     in_flight: AtomicUsize,
     unattended: AtomicUsize,
@@ -477,6 +477,7 @@ where
         drop(state);
         herd.wake();
         drop(parent);
+        self.hook.settled();
         unclaimed
     }
 

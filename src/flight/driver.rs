@@ -1,5 +1,7 @@
 //! What drives a load: its leader's first poll, then a task of its own.
 
+#[cfg(feature = "cache")]
+use std::borrow::Borrow;
 use std::hash::Hash;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,9 +11,11 @@ use std::task::{Context, Poll};
 use pin_project::pin_project;
 use tokio::time::Sleep;
 
-use super::core::{BoxLoad, Flight, Flights, Landing, Settle, drop_quietly};
+use super::core::{Flight, Flights, Landing, Settle, drop_quietly};
 use super::lineage::Scope;
-use super::plan::Plan;
+#[cfg(feature = "cache")]
+use super::plan::KeySource;
+use super::plan::{BoxLoad, Plan};
 use super::run::FirstPoll;
 use crate::error::{LoadError, Panicked, TimedOut};
 use crate::sync::{self, Arc};
@@ -83,21 +87,18 @@ where
         let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(cx)));
         drop(scope);
         match polled {
-            Ok(polled) => polled.map_err(|error| LoadError::Failed(Arc::new(error))),
+            Ok(polled) => polled,
             Err(payload) => Poll::Ready(Err(LoadError::Panicked(Panicked::new(payload)))),
         }
     }
 
     /// Makes the load, as part of this flight.
-    fn make_load<P: Plan<V, E>>(&self, plan: P) -> Result<BoxLoad<V, E>, LoadError<E>> {
+    fn make_load(&self, plan: impl Plan<K, V, E>) -> Result<BoxLoad<V, E>, LoadError<E>> {
         self.flights.counters.loads.add();
         let scope = Scope::enter(self.flight.clone());
-        let made = catch_unwind(AssertUnwindSafe(|| Box::pin(plan.load())));
+        let made = catch_unwind(AssertUnwindSafe(|| plan.load()));
         drop(scope);
-        match made {
-            Ok(load) => Ok(load),
-            Err(payload) => Err(LoadError::Panicked(Panicked::new(payload))),
-        }
+        made.map_err(|payload| LoadError::Panicked(Panicked::new(payload)))
     }
 }
 
@@ -145,9 +146,9 @@ where
     V: Clone + Send + Sync + 'static,
     E: Send + Sync + 'static,
     H: Settle<K, V, E>,
-    P: Plan<V, E>,
+    P: Plan<K, V, E>,
 {
-    if let Some(value) = plan.recheck() {
+    if let Some(value) = plan.recheck(&lead.flight.key) {
         return Departed::Landed(lead.land_and_keep(Ok(value)));
     }
     let mut load = match lead.make_load(plan) {
@@ -166,30 +167,39 @@ where
     Departed::Away(flight, slot)
 }
 
-/// Starts a load that nobody waits for, if `flight`'s plan still wants it.
 #[cfg(feature = "cache")]
-pub(super) fn depart_unattended<K, V, E, H, P>(
-    flights: &Arc<Flights<K, V, E, H>>,
-    flight: Arc<Flight<K, V, E>>,
-    mut plan: P,
-) where
+impl<K, V, E, H> Flights<K, V, E, H>
+where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
     E: Send + Sync + 'static,
     H: Settle<K, V, E>,
-    P: Plan<V, E>,
 {
-    let mut lead = Lead::new(&**flights, flight);
-    if let Some(value) = plan.recheck() {
-        lead.land(Ok(value));
-        return;
-    }
-    match lead.make_load(plan) {
-        Ok(load) => {
-            lead.flight.hand_over(load, None);
-            drive(flights, lead);
+    /// Starts a load that nobody waits for, unless the key is in flight, the places for such loads are taken or
+    /// there is no runtime to run it. True if it was started.
+    pub(crate) fn launch<S, P>(self: &Arc<Self>, source: S, mut plan: P) -> bool
+    where
+        S: KeySource<K>,
+        K: Borrow<S::Query>,
+        P: Plan<K, V, E>,
+    {
+        if !sync::can_spawn() {
+            return false;
         }
-        Err(error) => drop(lead.land(Err(error))),
+        let Some(flight) = self.start_unattended(source) else { return false };
+        let mut lead = Lead::new(&**self, flight);
+        if let Some(value) = plan.recheck(&lead.flight.key) {
+            lead.land(Ok(value));
+            return false;
+        }
+        match lead.make_load(plan) {
+            Ok(load) => {
+                lead.flight.hand_over(load, None);
+                drive(self, lead);
+            }
+            Err(error) => drop(lead.land(Err(error))),
+        }
+        true
     }
 }
 

@@ -19,6 +19,6 @@ pub use stats::FlightStats;
 #[cfg(feature = "cache")]
 pub(crate) use self::{
     core::{FlightConfig, Flights, Settle},
-    plan::{Borrowed, KeySource, Owned, Plan},
-    run::{FirstPoll, Landed, Run},
+    plan::{Borrowed, BoxLoad, KeySource, Owned, Plan},
+    run::{Finish, FirstPoll, Landed, Run},
 };

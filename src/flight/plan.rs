@@ -1,6 +1,13 @@
 //! What a caller brings to a flight: a key and a way to load.
 
 use std::borrow::Borrow;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use pin_project::pin_project;
+
+use crate::error::LoadError;
+use crate::sync::Arc;
 
 /// A key, owned or borrowed, that a leader turns into an owned one.
 pub(crate) trait KeySource<K> {
@@ -53,28 +60,39 @@ where
     }
 }
 
-/// How a caller would load, should it lead.
-pub(crate) trait Plan<V, E> {
-    /// The load, which outlives its caller.
-    type Load: Future<Output = Result<V, E>> + Send + 'static;
+/// A load on its way.
+pub(crate) type BoxLoad<V, E> = Pin<Box<dyn Future<Output = Result<V, LoadError<E>>> + Send>>;
 
+/// How a caller would load, should it lead.
+pub(crate) trait Plan<K, V, E> {
     /// Asked of a new leader before it loads: a flight that landed since the caller looked may have left the
     /// value behind.
-    fn recheck(&mut self) -> Option<V> {
+    fn recheck(&mut self, _key: &K) -> Option<V> {
         None
     }
 
-    fn load(self) -> Self::Load;
+    /// The load, which outlives its caller.
+    fn load(self) -> BoxLoad<V, E>;
 }
 
-impl<V, E, F, Fut> Plan<V, E> for F
+impl<K, V, E, F, Fut> Plan<K, V, E> for F
 where
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<V, E>> + Send + 'static,
 {
-    type Load = Fut;
+    fn load(self) -> BoxLoad<V, E> {
+        Box::pin(Shared(self()))
+    }
+}
 
-    fn load(self) -> Fut {
-        self()
+/// A load whose error is put where all who wait can share it.
+#[pin_project]
+struct Shared<Fut>(#[pin] Fut);
+
+impl<V, E, Fut: Future<Output = Result<V, E>>> Future for Shared<Fut> {
+    type Output = Result<V, LoadError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().0.poll(cx).map_err(|error| LoadError::Failed(Arc::new(error)))
     }
 }

@@ -32,11 +32,11 @@ pub(crate) enum FirstPoll {
 }
 
 /// The end of a [`Run`].
-pub(crate) struct Landed<V, E, P> {
+pub(crate) struct Landed<V, E, S, P> {
     pub(crate) result: Result<V, LoadError<E>>,
     pub(crate) role: Role,
     /// What the caller brought, if it was not needed.
-    pub(crate) unused: Option<P>,
+    pub(crate) unused: Option<(S, P)>,
 }
 
 /// A place among the waiters of a flight.
@@ -83,8 +83,12 @@ where
         Self { flights, source: Some(source), plan: Some(plan), seat: None, first_poll: first }
     }
 
-    fn refused(&mut self, error: LoadError<E>) -> Poll<Landed<V, E, P>> {
-        Poll::Ready(Landed { result: Err(error), role: Role::Follower, unused: self.plan.take() })
+    fn unused(&mut self) -> Option<(S, P)> {
+        self.source.take().zip(self.plan.take())
+    }
+
+    fn refused(&mut self, error: LoadError<E>) -> Poll<Landed<V, E, S, P>> {
+        Poll::Ready(Landed { result: Err(error), role: Role::Follower, unused: self.unused() })
     }
 }
 
@@ -95,9 +99,9 @@ where
     E: Send + Sync + 'static,
     H: Settle<K, V, E>,
     S: KeySource<K>,
-    P: Plan<V, E>,
+    P: Plan<K, V, E>,
 {
-    type Output = Landed<V, E, P>;
+    type Output = Landed<V, E, S, P>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -113,7 +117,7 @@ where
                 this.seat = None;
                 match (landing, this.plan.is_some()) {
                     (Landing::Done(result), _) => {
-                        return Poll::Ready(Landed { result, role, unused: this.plan.take() });
+                        return Poll::Ready(Landed { result, role, unused: this.unused() });
                     }
                     (Landing::Abandoned, true) => {}
                     (Landing::Abandoned, false) => return this.refused(LoadError::Cancelled),
@@ -153,6 +157,91 @@ where
     fn drop(&mut self) {
         if let Some(seat) = self.seat.take() {
             self.flights.leave(&seat.flight, seat.slot);
+        }
+    }
+}
+
+/// A run, and what its caller wants of its end. A plain struct: an `async` block would hold key and loader twice.
+pub(crate) struct Finish<R, M> {
+    pub(crate) run: R,
+    pub(crate) finish: M,
+}
+
+impl<R, M, O> Future for Finish<R, M>
+where
+    R: Future + Unpin,
+    M: Fn(R::Output) -> O + Unpin,
+{
+    type Output = O;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<O> {
+        Pin::new(&mut self.run).poll(cx).map(&self.finish)
+    }
+}
+
+/// Ready when a flight has landed, for one who is not part of it.
+#[cfg(feature = "cache")]
+pub(crate) struct Watch<'a, K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    flights: &'a Arc<Flights<K, V, E, H>>,
+    flight: Arc<Flight<K, V, E>>,
+    slot: Option<u32>,
+}
+
+#[cfg(feature = "cache")]
+impl<K, V, E, H> Flights<K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    /// The ends of all flights under way.
+    pub(crate) fn landings(self: &Arc<Self>) -> Vec<Watch<'_, K, V, E, H>> {
+        let watch = |flight| Watch { flights: self, flight, slot: None };
+        self.linked().into_iter().map(watch).collect()
+    }
+}
+
+#[cfg(feature = "cache")]
+impl<K, V, E, H> Future for Watch<'_, K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let waits = match this.slot {
+            Some(slot) => this.flight.keep_waiting(slot, cx.waker()),
+            None => {
+                this.slot = this.flights.watch(&this.flight, cx.waker());
+                this.slot.is_some()
+            }
+        };
+        if waits { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+#[cfg(feature = "cache")]
+impl<K, V, E, H> Drop for Watch<'_, K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.flights.leave(&self.flight, slot);
         }
     }
 }

@@ -4,13 +4,11 @@ use std::borrow::Borrow;
 use std::convert::Infallible;
 use std::fmt;
 use std::hash::Hash;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use super::SingleFlightBuilder;
 use super::core::{FlightConfig, Flights};
 use super::plan::{Borrowed, Owned};
-use super::run::{FirstPoll, Landed, Role, Run};
+use super::run::{Finish, FirstPoll, Landed, Role, Run};
 use super::stats::FlightStats;
 use crate::error::LoadError;
 use crate::sync::Arc;
@@ -203,7 +201,7 @@ where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
     {
-        let finish = |landed: Landed<V, E, F>| {
+        let finish = |landed: Landed<V, E, Owned<K>, F>| {
             let role = landed.role;
             landed.result.map(|value| Flown { value, role })
         };
@@ -250,24 +248,6 @@ where
     }
 }
 
-fn value<V, E, P>(landed: Landed<V, E, P>) -> Result<V, LoadError<E>> {
+fn value<V, E, S, P>(landed: Landed<V, E, S, P>) -> Result<V, LoadError<E>> {
     landed.result
-}
-
-/// A run, and what its caller wants of its end. A plain struct: an `async` block would hold key and loader twice.
-struct Finish<R, M> {
-    run: R,
-    finish: M,
-}
-
-impl<R, M, O> Future for Finish<R, M>
-where
-    R: Future + Unpin,
-    M: Fn(R::Output) -> O + Unpin,
-{
-    type Output = O;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<O> {
-        Pin::new(&mut self.run).poll(cx).map(&self.finish)
-    }
 }
