@@ -166,7 +166,9 @@ where
     type Output = Result<Fetched<V>, LoadError<E>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(answer) = self.look() {
+        if let State::Look(..) = self.state
+            && let Some(answer) = self.look()
+        {
             return Poll::Ready(answer);
         }
         let State::Fly(run) = &mut self.state else { panic!("polled after it was ready") };
