@@ -1,1 +1,5 @@
 //! Cache-stampede protection.
+
+#[cfg(feature = "layer")]
+#[allow(dead_code)]
+mod http;
