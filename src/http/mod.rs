@@ -12,6 +12,7 @@
 //! | what does an unsafe request make out of date? | [`origin`] |
 
 pub(crate) mod cookies;
+pub(crate) mod eligible;
 pub(crate) mod headers;
 pub(crate) mod key;
 pub(crate) mod rule;
