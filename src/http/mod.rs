@@ -11,11 +11,14 @@
 //! | has the client this body already? | [`conditional`] |
 //! | what does an unsafe request make out of date? | [`origin`] |
 
+pub(crate) mod cache_control;
 pub(crate) mod cookies;
 pub(crate) mod eligible;
+pub(crate) mod freshness;
 pub(crate) mod headers;
 pub(crate) mod key;
 pub(crate) mod rule;
 pub(crate) mod syntax;
 pub(crate) mod vary;
+pub(crate) mod verdict;
 pub(crate) mod writer;
