@@ -12,11 +12,13 @@
 //! | what does an unsafe request make out of date? | [`origin`] |
 
 pub(crate) mod cache_control;
+pub(crate) mod conditional;
 pub(crate) mod cookies;
 pub(crate) mod eligible;
 pub(crate) mod freshness;
 pub(crate) mod headers;
 pub(crate) mod key;
+pub(crate) mod origin;
 pub(crate) mod rule;
 pub(crate) mod syntax;
 pub(crate) mod vary;
