@@ -258,6 +258,7 @@ mod tests {
         assert_eq!(found(&https, "HTTPS://example.com/x").as_deref(), Some("/x"));
         assert_eq!(found(&https, "//example.com/x").as_deref(), Some("/x"));
         assert_eq!(found(&https, "http://example.com/x"), None);
+        assert_eq!(found(&Target { host: b"example.com", ..https }, "http://example.com/x"), None);
     }
 
     #[test]

@@ -144,6 +144,7 @@ mod tests {
     #[test]
     fn a_value_cannot_move_to_another_name() {
         assert_ne!(written("x, y", &[("x", "a")]), written("x, y", &[("y", "a")]));
+        assert_ne!(written("x, y", &[("x", "y")]), written("x, y", &[("y", "y")]));
         assert_ne!(written("x", &[]), written("y", &[]));
     }
 

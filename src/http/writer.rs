@@ -75,6 +75,11 @@ mod tests {
     #[test]
     fn absent_is_not_empty() {
         assert_ne!(written(|w| w.optional(None)), written(|w| w.optional(Some(b""))));
+        // Nor is the next field taken for it.
+        assert_ne!(
+            written(|w| w.optional(None).and_then(|()| w.field(b""))),
+            written(|w| w.optional(Some(b"")))
+        );
     }
 
     #[test]

@@ -92,6 +92,7 @@ fn the_original_uri_counts_beside_the_uri() {
     assert_ne!(nested, Case::get("/y").original("/one/x").key());
     assert_ne!(nested, Case::get("/one/x").original("/x").key());
     assert_ne!(Case::get("/x").original("/x").key(), Case::get("/x").key());
+    assert_ne!(Case::get("/x?a").original("/x?a").key(), Case::get("/x?a").original("/x?b").key());
     assert_ne!(
         Case::get("http://h/").original("http://h/").key(),
         Case::get("http://h/").original("http://H/").key()
