@@ -10,6 +10,10 @@ mod error;
 #[cfg(feature = "cache")]
 mod event;
 mod flight;
+#[cfg(feature = "layer")]
+mod http;
+#[cfg(feature = "layer")]
+mod layer;
 #[cfg(feature = "cache")]
 mod policy;
 #[cfg(feature = "cache")]
