@@ -197,7 +197,7 @@ fn a_key_over_the_cap_is_refused() {
 /// What of a case counts under the default rule, put in a form that can be compared without a key.
 fn meaning(case: &Case) -> Case {
     let mut case = case.clone();
-    case.headers.retain(|(name, _)| name != "dnt");
+    case.headers.retain(|(name, _)| name != "rtt");
     case.headers.sort_by(|a, b| a.0.cmp(&b.0));
     case
 }
@@ -205,7 +205,7 @@ fn meaning(case: &Case) -> Case {
 /// Few letters and short fields, so that pairs often come close to one another.
 fn cases() -> impl Strategy<Value = Case> {
     let uri = "(http://a|http://b|http://A)?/[ab]{0,2}(\\?[ab]{0,2})?";
-    let header = ("host|dnt|x-a|x-b|x-ab|a", "[ab, ]{0,3}");
+    let header = ("host|rtt|x-a|x-b|x-ab|a", "[ab, ]{0,3}");
     (
         any::<bool>(),
         uri,
@@ -261,8 +261,8 @@ proptest! {
         other in prop::collection::vec("[ab, ]{0,3}", 0..3),
     ) {
         let case = |values: &[String]| {
-            values.iter().fold(Case::get("/"), |case, value| case.with("dnt", value))
-                .try_key(&KeyRule::default(), "dnt").unwrap()
+            values.iter().fold(Case::get("/"), |case, value| case.with("rtt", value))
+                .try_key(&KeyRule::default(), "rtt").unwrap()
         };
         let trimmed = |values: &[String]| -> Vec<String> {
             values.iter().map(|value| value.trim_matches(' ').to_owned()).collect()
