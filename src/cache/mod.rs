@@ -19,6 +19,6 @@ pub use stats::CacheStats;
 #[cfg(feature = "layer")]
 pub(crate) use self::{
     builder::{check_jitter, check_life, check_window},
-    generations::Mark,
+    generations::{Born, Mark},
     shelf::{Arrival, Destination, Entry, Shelf, ShelfConfig, Storing},
 };

@@ -20,6 +20,15 @@ impl Conditionals {
     }
 }
 
+impl Conditionals {
+    /// Puts the conditions back, for a request that runs for its own client alone.
+    pub(crate) fn restore(self, headers: &mut HeaderMap) {
+        if let Some(taken) = self.0 {
+            headers.extend(*taken);
+        }
+    }
+}
+
 /// Takes `If-None-Match` and `If-Modified-Since` out of the headers of a load, so that its answer is one for
 /// everybody. `If-Range` stays: without `Range` it means nothing, and requests with `Range` never load.
 pub(crate) fn take_conditionals(headers: &mut HeaderMap) -> Conditionals {

@@ -12,7 +12,7 @@ use crate::http::syntax;
 /// `forwarded` and `x-forwarded-host/-proto/-port/-prefix/-user` (they end up in links and redirects, or are an
 /// identity), `x-forwarded-client-cert`, `cf-visitor` (a scheme), `cf-ipcountry`, `save-data`, `sec-gpc`, and
 /// `host`, which every key holds in a field of its own.
-const IGNORED: [&str; 80] = [
+const IGNORED: [&str; 78] = [
     // The connection and the message's framing (RFC 9110 sections 7.6 and 8.6). A request with a body passes by.
     "connection",
     "keep-alive",

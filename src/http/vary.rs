@@ -52,6 +52,14 @@ impl VarySpec {
         self.0.is_empty()
     }
 
+    /// These names and those of `other`.
+    pub(crate) fn with(&self, other: &Self) -> Self {
+        if other.0.iter().all(|name| self.0.contains(name)) {
+            return self.clone();
+        }
+        Self::new(self.0.iter().chain(&*other.0).cloned().collect())
+    }
+
     /// Without the names that `rule` keys anyway.
     pub(crate) fn without_keyed(&self, rule: &KeyRule) -> Self {
         if !self.0.iter().any(|name| rule.settles(name)) {

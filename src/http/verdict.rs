@@ -213,7 +213,8 @@ fn pragma_no_cache(headers: &HeaderMap) -> bool {
         && members(headers, &PRAGMA).any(|member| member.eq_ignore_ascii_case(b"no-cache"))
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+/// Whether the body is a stream of events without an end (HTML Living Standard, section 9.2).
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_TYPE).iter().any(|line| {
         let media_type = line.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
         media_type.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
