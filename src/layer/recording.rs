@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tower::BoxError;
 
+use crate::http::headers::strip_personal;
 use crate::sync::{Mutex, OnceLock};
 
 /// Why a body ended early, for all who read it.
@@ -198,6 +199,8 @@ pub(super) struct Reader {
     number: Option<usize>,
     /// Whether the recording goes on for it.
     counts: bool,
+    /// Whether it reads for the client whose request it was.
+    owns: bool,
 }
 
 impl Reader {
@@ -210,7 +213,14 @@ impl Reader {
             growing.reading += 1;
             Some(growing.readers.len() - 1)
         };
-        Self { recording: Arc::clone(recording), place: 0, read: 0, number, counts: true }
+        Self { recording: Arc::clone(recording), place: 0, read: 0, number, counts: true, owns: false }
+    }
+
+    /// The reader of the client whose request it was: it gets the trailers as they came.
+    pub(super) fn own(recording: &Arc<Recording>) -> Self {
+        let mut reader = Self::new(recording);
+        reader.owns = true;
+        reader
     }
 
     /// A reader for whose sake alone nothing is recorded.
@@ -224,13 +234,18 @@ impl Reader {
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let next = self.recording.poll_next(self.place, self.number, cx);
-        match &next {
+        let mut next = self.recording.poll_next(self.place, self.number, cx);
+        match &mut next {
             Poll::Ready(Next::Data(frame)) => {
                 self.place += 1;
                 self.read += frame.len() as u64;
             }
-            Poll::Ready(Next::Trailers(_)) => self.place += 1,
+            Poll::Ready(Next::Trailers(trailers)) => {
+                self.place += 1;
+                if !self.owns {
+                    strip_personal(trailers);
+                }
+            }
             _ => {}
         }
         next
