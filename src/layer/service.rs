@@ -64,7 +64,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let guard = &self.guard;
         let (parts, body) = request.into_parts();
-        let is_empty = body.is_end_stream() || body.size_hint().exact() == Some(0);
+        // A body without data may still have trailers.
+        let is_empty = body.is_end_stream();
         let bypassed = guard.settings.bypass.as_ref().is_some_and(|bypass| bypass(&parts));
         match classify(&parts, is_empty, &guard.settings.rule) {
             Eligibility::Take(class) if !bypassed => self.take(class, parts, body),
