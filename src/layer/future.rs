@@ -1,20 +1,24 @@
-//! `ResponseFuture`, and what follows a request that changes something.
+//! `ResponseFuture`, and what follows a response that went straight through.
 
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use http::request::Parts;
 use http::{Request, Response};
+use http_body::Body;
 use pin_project::pin_project;
 use tower::Service;
 use tower::util::Oneshot;
 
 use super::body::GuardBody;
 use super::guard::Guarded;
-use super::load::original_uri;
+use super::load::{length, original_uri};
+use super::page::PageKey;
 use crate::http::origin::{Target, same_origin_targets, target};
+use crate::http::verdict::{self, RequestFacts, Share};
 
 type Flying<R, X> = Pin<Box<dyn Future<Output = Result<Response<GuardBody<R>>, X>> + Send>>;
 
@@ -36,7 +40,7 @@ where
     Pass {
         #[pin]
         call: Oneshot<S, Request<B>>,
-        outdates: Option<Box<Outdates>>,
+        afterwards: Option<Afterwards>,
         of: PhantomData<fn() -> R>,
     },
     Fly(Flying<R, S::Error>),
@@ -59,8 +63,8 @@ where
         Self(Kind::Ready(Some(response)))
     }
 
-    pub(super) fn pass(inner: S, request: Request<B>, outdates: Option<Box<Outdates>>) -> Self {
-        Self(Kind::Pass { call: Oneshot::new(inner, request), outdates, of: PhantomData })
+    pub(super) fn pass(inner: S, request: Request<B>, afterwards: Option<Afterwards>) -> Self {
+        Self(Kind::Pass { call: Oneshot::new(inner, request), afterwards, of: PhantomData })
     }
 
     pub(super) fn fly(
@@ -73,6 +77,7 @@ where
 impl<S, B, R> Future for ResponseFuture<S, B, R>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    R: Body,
 {
     type Output = Result<Response<GuardBody<R>>, S::Error>;
 
@@ -81,14 +86,47 @@ where
             KindProjection::Ready(response) => {
                 Poll::Ready(Ok(response.take().expect("polled after it was ready")))
             }
-            KindProjection::Pass { call, outdates, .. } => {
+            KindProjection::Pass { call, afterwards, .. } => {
                 let response = ready!(call.poll(cx))?;
-                if let Some(outdates) = outdates.take() {
-                    outdates.after(&response);
+                match afterwards.take() {
+                    Some(Afterwards::Outdates(outdates)) => outdates.after(&response),
+                    Some(Afterwards::Lifts(lifts)) => lifts.after(&response),
+                    None => {}
                 }
                 Poll::Ready(Ok(response.map(GuardBody::own)))
             }
             KindProjection::Fly(trip) => trip.as_mut().poll(cx),
+        }
+    }
+}
+
+/// What the response to a request that went straight through may change.
+pub(super) enum Afterwards {
+    Outdates(Box<Outdates>),
+    Lifts(Box<Lifts>),
+}
+
+/// The marker because of which a request ran for its own client alone. One client's response put it there; another's
+/// that may be shared takes it away, or a single client could keep all others from sharing.
+pub(super) struct Lifts {
+    guard: Arc<Guarded>,
+    key: PageKey,
+    facts: RequestFacts,
+}
+
+impl Lifts {
+    pub(super) fn new(guard: &Arc<Guarded>, key: PageKey, facts: RequestFacts) -> Self {
+        Self { guard: Arc::clone(guard), key, facts }
+    }
+
+    /// Only a length that fits shows that nobody would wait for the body in vain.
+    fn after<R: Body>(self, response: &Response<R>) {
+        let settings = &self.guard.settings;
+        let (status, headers) = (response.status(), response.headers());
+        let verdict = verdict::judge(self.facts, status, headers, &settings.policy, SystemTime::now());
+        let fits = length(headers, response.body()).is_some_and(|length| length <= settings.max_body_bytes);
+        if verdict.share == Share::Yes && fits {
+            self.guard.lift(&self.key);
         }
     }
 }

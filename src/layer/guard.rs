@@ -107,6 +107,13 @@ impl Guarded {
             && !matches!(self.shelf().judge(entry), Freshness::Dead)
     }
 
+    /// Takes the marker under `key` away, if there is one.
+    pub(super) fn lift(&self, key: &PageKey) {
+        if let Some(Reply::Private) = self.shelf().find(key).map(|entry| entry.value) {
+            self.shelf().remove(key);
+        }
+    }
+
     /// Takes a page whose body broke off out of the store.
     pub(super) fn drop_page(&self, broken: &Arc<Page>) {
         let there = self.shelf().find(&broken.key);

@@ -393,7 +393,7 @@ struct Stream<R> {
 }
 
 /// The body's length, if head or body tell. A length that cannot be read is none.
-fn length(headers: &http::HeaderMap, body: &impl Body) -> Option<u64> {
+pub(super) fn length(headers: &http::HeaderMap, body: &impl Body) -> Option<u64> {
     let said = headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
     said.or_else(|| body.size_hint().exact())
 }

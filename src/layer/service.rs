@@ -11,7 +11,7 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use super::body::GuardBody;
-use super::future::{Outdates, ResponseFuture};
+use super::future::{Afterwards, Lifts, Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
 use super::load::{Address, PageLoad, original_uri};
 use super::page::{Page, Reply, refusal};
@@ -72,8 +72,9 @@ where
             _ => {
                 guard.counters.passed.add();
                 count_request("passed");
-                let outdates = (!is_safe(&parts.method)).then(|| Outdates::new(guard, &parts));
-                ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), outdates)
+                let outdates = || Afterwards::Outdates(Outdates::new(guard, &parts));
+                let afterwards = (!is_safe(&parts.method)).then(outdates);
+                ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), afterwards)
             }
         }
     }
@@ -136,17 +137,23 @@ impl<S> GuardService<S> {
         let generation = guard.shelf().generations.of(mark);
         // A HEAD is answered from what a GET left, if there is anything.
         let Some(found) = look(guard, &parts, MethodClass::Get, generation, &extra) else {
-            return self.pass_alone(parts, body, conditionals);
+            return self.pass_alone(parts, body, conditionals, None);
         };
         let mut asking = Asking { parts, body, conditionals, facts, extra, generation, spec: found.spec };
         let mut fallback = None;
         if let Some(entry) = found.entry {
             match &entry.value {
-                Reply::Private if !matches!(guard.shelf().judge(&entry), Freshness::Dead) => {
+                // `only-if-cached` gets its refusal below.
+                Reply::Private
+                    if !directives.only_if_cached
+                        && !matches!(guard.shelf().judge(&entry), Freshness::Dead) =>
+                {
                     guard.counters.unshared.add();
                     count_request("unshared");
-                    let Asking { parts, body, conditionals, .. } = asking;
-                    return self.pass_alone(parts, body, conditionals);
+                    let marked = if class == MethodClass::Get { asking.address(guard, class) } else { None };
+                    let Asking { parts, body, conditionals, facts, .. } = asking;
+                    let lifts = marked.map(|marked| Lifts::new(guard, marked.key, facts));
+                    return self.pass_alone(parts, body, conditionals, lifts);
                 }
                 Reply::Page(page) if page.recording.is_sound() => {
                     let page = Arc::clone(page);
@@ -168,18 +175,24 @@ impl<S> GuardService<S> {
         ResponseFuture::fly(trip.fly())
     }
 
-    /// The request as it came, for its own client alone.
+    /// The request as it came, for its own client alone. Its response may show that others could have had it.
     fn pass_alone<B, R>(
         &self,
         mut parts: Parts,
         body: B,
         conditionals: Conditionals,
+        lifts: Option<Lifts>,
     ) -> ResponseFuture<S, B, R>
     where
         S: Service<Request<B>, Response = Response<R>> + Clone,
     {
         conditionals.restore(&mut parts.headers);
-        ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), None)
+        let request = Request::from_parts(parts, body);
+        ResponseFuture::pass(
+            self.inner.clone(),
+            request,
+            lifts.map(|lifts| Afterwards::Lifts(Box::new(lifts))),
+        )
     }
 
     /// Serves what the store has, if it is good enough.
