@@ -234,10 +234,10 @@ where
         let received = self.guard.shelf().timeline.now();
         let age = verdict.store.map_or(Duration::ZERO, |life| life.age);
         let place = (key, spec);
-        let page = Page::new(head.status, headers, Arc::clone(&recording), received, age, place);
+        let is_kept = verdict.store.is_some();
+        let page = Page::new(head.status, headers, Arc::clone(&recording), received, age, place, is_kept);
         let page = Arc::new(page);
         if self.address.class == MethodClass::Head {
-            recording.finish(End::Complete, None);
             self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
             return Ok(Arrival { value: Reply::Page(page), bound_for: Destination::Nowhere });
         }
@@ -263,11 +263,10 @@ where
         }
         let keep = verdict.store.is_some();
         if length.is_some() {
-            let guard = Arc::clone(&self.guard);
-            let broken = Arc::clone(&page);
+            let stored = keep.then(|| (Arc::clone(&self.guard), Arc::clone(&page)));
             let drop_broken = move |end: &End| {
-                if !matches!(end, End::Complete) {
-                    guard.drop_page(&broken);
+                if let (Some((guard, broken)), false) = (&stored, matches!(end, End::Complete)) {
+                    guard.drop_page(broken);
                 }
             };
             let fill = fill.detach(keep, settings.load_timeout, Box::new(drop_broken));
@@ -300,10 +299,13 @@ where
     /// Stores the page when its body is complete after all, unless something newer is there.
     fn store_later(&self, mut watcher: Reader, page: Arc<Page>, verdict: &Verdict) {
         let guard = Arc::clone(&self.guard);
+        let waits_from = guard.shelf().timeline.now();
         let places = self.places(&page, verdict);
         let store = async move {
             if let End::Complete = watcher.ended().await {
-                for (key, value, storing) in places {
+                let waited = guard.shelf().timeline.now().since(waits_from);
+                for (key, value, mut storing) in places {
+                    storing.life = rest_of(storing.life, waited);
                     let newer = guard.shelf().find(&key).is_some_and(|entry| match (&entry.value, &value) {
                         (Reply::Page(there), Reply::Page(page)) => there.is_newer_than(page),
                         _ => false,
@@ -379,6 +381,16 @@ where
 
     fn storing(&self, life: Lifetime) -> Storing {
         Storing { life, cost: self.cost, born: self.born, tags: None }
+    }
+}
+
+/// What is left of a lifetime after some of it. Past the end of freshness the windows have begun.
+fn rest_of(life: Lifetime, passed: Duration) -> Lifetime {
+    let overdue = passed.saturating_sub(life.ttl);
+    Lifetime {
+        ttl: life.ttl.saturating_sub(passed),
+        stale_while_revalidate: life.stale_while_revalidate.saturating_sub(overdue),
+        stale_if_error: life.stale_if_error.saturating_sub(overdue),
     }
 }
 

@@ -69,6 +69,9 @@ pub(super) struct Page {
     /// The key under which those who may have it ask, and the headers beyond the rule that went into it.
     pub(super) key: PageKey,
     pub(super) spec: VarySpec,
+    /// Keeps the recording going for those who have the page and do not read it yet. What the store wants goes on
+    /// by itself.
+    _interest: Option<Reader>,
 }
 
 impl Page {
@@ -79,9 +82,16 @@ impl Page {
         received: Tick,
         age: Duration,
         (key, spec): (PageKey, VarySpec),
+        is_kept: bool,
     ) -> Self {
         headers.insert(AGE, HeaderValue::from_static("0"));
-        Self { status, headers, recording, received, age, key, spec }
+        let interest = (!is_kept).then(|| Reader::new(&recording));
+        Self { status, headers, recording, received, age, key, spec, _interest: interest }
+    }
+
+    /// How old it is.
+    pub(super) fn age(&self, now: Tick) -> Duration {
+        self.age + now.since(self.received)
     }
 
     pub(super) fn is_newer_than(&self, other: &Self) -> bool {
@@ -107,8 +117,7 @@ impl Page {
         timeline: &Timeline,
     ) -> Response<GuardBody<R>> {
         let mut headers = self.headers.clone();
-        let age = self.age + timeline.now().since(self.received);
-        headers.insert(AGE, seconds(age.as_secs()));
+        headers.insert(AGE, seconds(self.age(timeline.now()).as_secs()));
         let unchanged = conditionals.not_modified(self.status, &self.headers);
         let body = if unchanged {
             reduce_to_304(&mut headers);
@@ -117,7 +126,7 @@ impl Page {
             if let (Some(length), false) = (self.recording.length(), headers.contains_key(CONTENT_LENGTH)) {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
-            GuardBody::empty()
+            GuardBody::omitted()
         } else {
             GuardBody::shared(Reader::new(&self.recording), None)
         };
