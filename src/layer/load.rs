@@ -350,15 +350,17 @@ where
     /// the key without them.
     fn places(&self, page: &Arc<Page>, verdict: &Verdict) -> Vec<(PageKey, Reply, Storing)> {
         let mut places = Vec::new();
-        let mut room = true;
         if !page.spec.is_empty() {
             let known = self.guard.shelf().find(&self.address.base).and_then(|entry| match entry.value {
                 Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
                 _ => None,
             });
             let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
-            let variant = self.guard.hash(&page.key);
-            room = verdict.store.is_none() || signpost.admit(variant, self.guard.settings.max_variants);
+            if verdict.store.is_some()
+                && let Some(oldest) = signpost.admit(&page.key, self.guard.settings.max_variants)
+            {
+                self.guard.shelf().remove(&oldest);
+            }
             let life = Lifetime {
                 ttl: SIGNPOST_TTL,
                 stale_while_revalidate: Duration::ZERO,
@@ -366,15 +368,14 @@ where
             };
             places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), self.storing(life)));
         }
-        if let (Some(life), true) = (verdict.store, room) {
-            // A response may be past its freshness on arrival, and its windows have begun.
-            let overdue = life.age.saturating_sub(life.fresh_for);
-            let life = Lifetime {
-                ttl: life.fresh_for.saturating_sub(life.age),
-                stale_while_revalidate: life.stale_while_revalidate.saturating_sub(overdue),
-                stale_if_error: life.stale_if_error.saturating_sub(overdue),
+        if let Some(life) = verdict.store {
+            let whole = Lifetime {
+                ttl: life.fresh_for,
+                stale_while_revalidate: life.stale_while_revalidate,
+                stale_if_error: life.stale_if_error,
             };
-            places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(page)), self.storing(life)));
+            let storing = self.storing(rest_of(whole, page.age(self.guard.shelf().timeline.now())));
+            places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(page)), storing));
         }
         places
     }

@@ -33,8 +33,8 @@ pub(super) enum Reply {
 #[derive(Debug)]
 pub(super) struct Signpost {
     pub(super) spec: VarySpec,
-    /// Hashes of the variants that were stored.
-    variants: Mutex<Vec<u64>>,
+    /// Keys of the variants that were stored, the one stored last at the end.
+    variants: Mutex<Vec<PageKey>>,
 }
 
 impl Signpost {
@@ -42,17 +42,18 @@ impl Signpost {
         Self { spec, variants: Mutex::new(Vec::new()) }
     }
 
-    /// Whether the variant is one of at most `max`.
-    pub(super) fn admit(&self, variant: u64, max: usize) -> bool {
+    /// Counts a variant in. The one that makes room for it, if there are `max` already, has to leave the store: were
+    /// the newcomer turned away instead, a client that makes up variants would shut all others out.
+    pub(super) fn admit(&self, variant: &PageKey, max: usize) -> Option<PageKey> {
         let mut variants = self.variants.lock();
-        if variants.contains(&variant) {
-            return true;
-        }
-        let room = variants.len() < max;
-        if room {
-            variants.push(variant);
-        }
-        room
+        variants.retain(|known| known != variant);
+        variants.push(Arc::clone(variant));
+        (variants.len() > max).then(|| variants.remove(0))
+    }
+
+    /// What it counts towards the bytes stored, its own key excluded.
+    pub(super) fn weight(&self) -> u64 {
+        self.variants.lock().iter().map(|variant| variant.len() as u64).sum()
     }
 }
 
@@ -106,7 +107,9 @@ impl Page {
     pub(super) fn weight(&self) -> u64 {
         let headers: usize =
             self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-        headers as u64 + self.recording.length().unwrap_or_else(|| self.recording.recorded())
+        let body = self.recording.length().unwrap_or_else(|| self.recording.recorded());
+        // The length is what the head says, and may be anything.
+        body.saturating_add(headers as u64)
     }
 
     /// The answer to one client, read from the start.
