@@ -336,11 +336,15 @@ where
     }
 
     fn page(&self, page: Arc<Page>, verdict: &Verdict) -> PageArrival {
+        // What is not kept voids what was, unless it is a client that does not want it kept: that takes nothing from
+        // the others.
+        if verdict.store.is_none() && !self.facts.no_store {
+            self.guard.shelf().remove(&page.key);
+        }
         let places = self.places(&page, verdict);
         let bound_for = match <[_; 1]>::try_from(places) {
             Ok([(key, _, storing)]) if key == self.address.key => Destination::Shelf(storing),
             Ok(place) => Destination::Shelves(Arc::new(place)),
-            Err(places) if places.is_empty() => Destination::WaitersOnly,
             Err(places) => Destination::Shelves(places.into()),
         };
         Arrival { value: Reply::Page(page), bound_for }

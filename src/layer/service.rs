@@ -258,7 +258,8 @@ impl<S> GuardService<S> {
             guard: Arc::clone(guard),
             inner: self.inner.clone(),
             request: Request::from_parts(asking.parts, asking.body),
-            facts: asking.facts,
+            // Nobody's `no-store` reaches the handler, so none is obeyed: the client had the stale answer.
+            facts: RequestFacts { no_store: false, ..asking.facts },
             address,
             stale: Some(stale),
             leader: None,
