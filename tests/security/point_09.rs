@@ -1,0 +1,211 @@
+//! Point 9: caps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::Body;
+use stampede_guard::StampedeGuard;
+
+use crate::support::{Call, Site, all, answer, get, numbered, secs, until, with};
+
+#[tokio::test]
+async fn bytes_stored_stay_under_their_cap() {
+    const CAP: u64 = 256 * 1024;
+    let site = Site::new(
+        |builder| builder.max_stored_bytes(CAP),
+        |_| async { answer(200, &[("cache-control", "max-age=60")], vec![b'x'; 10_000]) },
+    );
+    for page in 0..200 {
+        site.ask(get(&format!("/{page}"))).await;
+    }
+    let stats = site.guard.stats();
+    assert!(stats.bytes <= CAP && stats.bytes > CAP / 2, "{stats:?}");
+    assert!(stats.entries <= CAP / 10_000, "{stats:?}");
+}
+
+#[tokio::test]
+async fn keys_and_headers_count_towards_the_cap() {
+    const CAP: u64 = 64 * 1024;
+    for long_key in [true, false] {
+        let site = Site::new(
+            |builder| builder.max_stored_bytes(CAP),
+            move |_| {
+                let long = "h".repeat(if long_key { 1 } else { 4_000 });
+                async move { answer(200, &[("x-long", &long), ("cache-control", "max-age=60")], "") }
+            },
+        );
+        for page in 0..100 {
+            let key = "k".repeat(if long_key { 4_000 } else { 1 });
+            site.ask(with(get(&format!("/{page}")), "x-key", &key)).await;
+        }
+        let stats = site.guard.stats();
+        assert!(stats.bytes <= CAP && stats.entries <= CAP / 4_000, "{stats:?}");
+    }
+}
+
+#[tokio::test]
+async fn markers_count_towards_the_cap() {
+    const CAP: u64 = 64 * 1024;
+    let site = Site::new(|builder| builder.max_stored_bytes(CAP), numbered([("cache-control", "private")]));
+    for page in 0..1_000 {
+        site.ask(get(&format!("/{page}"))).await;
+    }
+    let stats = site.guard.stats();
+    assert!(stats.bytes <= CAP && stats.entries <= CAP / 256, "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_length_beyond_belief_stores_nothing() {
+    let site = Site::new(
+        |builder| builder.max_body_bytes(u64::MAX),
+        |call: Call| async move {
+            if call.run > 1 {
+                return answer(200, &[], "own");
+            }
+            let (sender, body) = crate::support::frames(None);
+            tokio::spawn(async move { sender.closed().await });
+            let length = u64::MAX.to_string();
+            answer(200, &[("content-length", &length), ("cache-control", "max-age=60")], body)
+        },
+    );
+    let (one, other) = tokio::join!(site.response(get("/")), site.response(get("/")));
+    assert_eq!((one.status(), other.status()), (axum::http::StatusCode::OK, axum::http::StatusCode::OK));
+    drop((one, other));
+    site.settled(1).await;
+    assert_eq!(site.runs(), 1);
+    // Beyond the cap by far.
+    assert_eq!(site.guard.stats().entries, 0);
+}
+
+fn gated() -> impl Fn(Call) -> std::pin::Pin<Box<dyn Future<Output = axum::http::Response<Body>> + Send>>
++ Clone
++ Send
++ Sync
++ 'static {
+    |call: Call| {
+        Box::pin(async move {
+            call.gate().await;
+            answer(200, &[("cache-control", "max-age=5")], call.run.to_string())
+        })
+    }
+}
+
+#[tokio::test]
+async fn keys_in_flight_beyond_the_cap_pass() {
+    let site = Site::new(|builder| builder.max_in_flight(2), gated());
+    let mut asked = Vec::new();
+    for uri in ["/1", "/2", "/3", "/3"] {
+        // Every one runs: the last two are not even shared with one another.
+        asked.push(site.lead(get(uri)).await);
+    }
+    // Those in flight are still joined.
+    asked.extend(site.follow([get("/1"), get("/2")]).await);
+    site.open(4);
+    assert!(all(asked).await.iter().all(|got| got.status == 200));
+    assert_eq!(site.runs(), 4);
+    // What passed was not stored, and the cap is free again.
+    site.open(1);
+    let got = site.ask(get("/3")).await;
+    assert_eq!((got.body.as_str(), site.guard.stats().entries), ("5", 3));
+}
+
+#[tokio::test]
+async fn waiters_beyond_the_cap_are_told_to_come_back() {
+    let site = Site::new(|builder| builder.max_waiters_per_key(3), gated());
+    let leader = site.lead(get("/")).await;
+    let followers = site.follow([get("/"), get("/")]).await;
+    let got = site.ask(get("/")).await;
+    assert_eq!((got.status.as_u16(), got.header("retry-after")), (503, Some("1")));
+    assert_eq!(got.header("cache-control"), Some("no-store"));
+    site.open(1);
+    assert_eq!(leader.await.unwrap().body, "1");
+    assert!(all(followers).await.iter().all(|got| got.body == "1"));
+    assert_eq!((site.runs(), site.guard.stats().refused), (1, 1));
+}
+
+#[tokio::test]
+async fn waiters_beyond_the_cap_get_what_is_stale() {
+    let site = Site::new(|builder| builder.max_waiters_per_key(1).stale_if_error(secs(60)), gated());
+    site.open(1);
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    let leader = site.lead(get("/")).await;
+    let got = site.ask(get("/")).await;
+    assert_eq!((got.status.as_u16(), got.body.as_str(), got.header("age")), (200, "1", Some("6")));
+    site.open(1);
+    assert_eq!(leader.await.unwrap().body, "2");
+}
+
+/// A handler that runs, or waits to.
+struct Alive(Arc<AtomicUsize>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn abandoned_runs_stay_under_their_cap() {
+    let alive = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let (counted, highest) = (Arc::clone(&alive), Arc::clone(&most));
+    let site = Site::new(
+        |builder| builder.max_abandoned(3),
+        move |call: Call| {
+            highest.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let alive = Alive(Arc::clone(&counted));
+            async move {
+                call.gate().await;
+                drop(alive);
+                answer(200, &[("cache-control", "max-age=60")], "x")
+            }
+        },
+    );
+    for page in 0..20 {
+        let client = site.lead(get(&format!("/{page}"))).await;
+        client.abort();
+        let _ = client.await;
+        until(|| alive.load(Ordering::SeqCst) <= 3).await;
+    }
+    assert_eq!((alive.load(Ordering::SeqCst), most.load(Ordering::SeqCst)), (3, 4));
+    // They fill the store for those who come later.
+    site.open(3);
+    site.settled(20).await;
+    assert_eq!((alive.load(Ordering::SeqCst), site.guard.stats().entries), (0, 3));
+}
+
+#[tokio::test]
+async fn refreshes_beyond_the_cap_are_left_to_later_requests() {
+    let site = Site::new(
+        |builder| builder.max_abandoned(2).stale_while_revalidate(secs(60)),
+        |call: Call| async move {
+            if call.run > 5 {
+                call.gate().await;
+            }
+            answer(200, &[("cache-control", "max-age=5")], call.run.to_string())
+        },
+    );
+    let pages: Vec<_> = (0..5).map(|page| format!("/{page}")).collect();
+    for page in &pages {
+        site.ask(get(page)).await;
+    }
+    site.clock.advance(secs(6));
+    for page in &pages {
+        assert_eq!(site.ask(get(page)).await.header("age"), Some("6"));
+    }
+    site.settled(7).await;
+    assert_eq!((site.runs(), site.guard.stats().refreshes), (7, 2));
+}
+
+#[test]
+fn every_cap_has_a_floor() {
+    let refused = |build: Result<StampedeGuard, stampede_guard::ConfigError>| build.unwrap_err().field();
+    assert_eq!(refused(StampedeGuard::builder().max_stored_bytes(0).build()), "max_stored_bytes");
+    assert_eq!(refused(StampedeGuard::builder().max_body_bytes(0).build()), "max_body_bytes");
+    assert_eq!(refused(StampedeGuard::builder().max_in_flight(0).build()), "max_in_flight");
+    assert_eq!(refused(StampedeGuard::builder().max_waiters_per_key(0).build()), "max_waiters_per_key");
+    assert_eq!(refused(StampedeGuard::builder().max_variants(0).build()), "max_variants");
+    assert_eq!(refused(StampedeGuard::builder().key_headers(["x y"]).build()), "key_headers");
+    assert_eq!(refused(StampedeGuard::builder().ignore_header("\n").build()), "ignore_header");
+}
