@@ -14,7 +14,9 @@ use stampede_guard::{GuardBody, ManualClock, StampedeGuard, StampedeGuardBuilder
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceExt};
 
-use crate::support::{Call, Site, all, answer, data, frames, get, numbered, read, secs, until, with, within};
+use crate::support::{
+    Call, Site, all, answer, bodies, data, frames, get, numbered, read, secs, until, with, within,
+};
 
 /// A service with an error of its own: the first run works, the others fail once the gate lets them.
 #[derive(Clone)]
@@ -356,6 +358,27 @@ async fn a_server_error_is_stale_to_all_if_allowed_and_shared_otherwise() {
         }
         assert_eq!(site.runs(), 2);
     }
+}
+
+#[tokio::test]
+async fn a_stale_page_that_dies_while_it_is_waited_for_is_not_served() {
+    let site = Site::new(
+        |builder| builder.stale_if_error(secs(10)),
+        |call: Call| async move {
+            if call.run == 1 {
+                return answer(200, &[("cache-control", "max-age=5")], "1");
+            }
+            call.gate().await;
+            answer(500, &[], "down")
+        },
+    );
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    let mut asked = vec![site.lead(get("/")).await];
+    asked.extend(site.follow([get("/")]).await);
+    site.clock.advance(secs(9));
+    site.open(1);
+    assert_eq!(bodies(&all(asked).await), ["down", "down"]);
 }
 
 #[tokio::test]

@@ -104,10 +104,12 @@ own_client_alone! {
     proxy_authentication_info: 200, [("proxy-authentication-info", "x"), ("cache-control", "max-age=60")];
     clear_site_data: 200, [("clear-site-data", "\"cache\""), ("cache-control", "max-age=60")];
     partial_content: 206, [("content-range", "bytes 0-0/1"), ("cache-control", "max-age=60")];
+    partial_content_of_no_range: 206, [("cache-control", "max-age=60")];
     content_range: 200, [("content-range", "bytes 0-0/1"), ("cache-control", "max-age=60")];
     not_modified: 304, [("cache-control", "max-age=60"), ("etag", "\"v\"")];
     switching_protocols: 101, [("cache-control", "max-age=60")];
     early_hints: 103, [("cache-control", "max-age=60")];
+    an_event_stream: 200, [("content-type", "text/event-stream")];
     set_cookie_named_by_connection: 200, [("connection", "set-cookie"), ("set-cookie", "s=1")];
     private_named_by_connection: 200, [("connection", "cache-control"), ("cache-control", "private")];
     vary_named_by_connection: 200, [("connection", "vary"), ("vary", "*")];

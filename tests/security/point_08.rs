@@ -144,6 +144,18 @@ async fn a_body_over_the_cap_streams_through_and_releases_the_others() {
     }
 }
 
+#[tokio::test]
+async fn a_length_over_the_cap_releases_the_others_before_the_body_comes() {
+    let (site, sender) = written_with(|builder| builder.max_body_bytes(8), Some(12), &[]);
+    let leader = site.lead(get("/")).await;
+    let followers = site.follow([get("/")]).await;
+    site.open(1);
+    assert_eq!(bodies(&all(followers).await), ["own"]);
+    sender.send(data("abcdefghijkl")).unwrap();
+    drop(sender);
+    assert_eq!(leader.await.unwrap().body, "abcdefghijkl");
+}
+
 fn trailers(of: &[(&'static str, &str)]) -> Frame<axum::body::Bytes> {
     let mut trailers = HeaderMap::new();
     for (name, value) in of {
