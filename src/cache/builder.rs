@@ -1,0 +1,299 @@
+//! Settings of a [`StampedeCache`].
+
+use std::fmt;
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::engine::Engine;
+use super::shelf::{EvictionCause, EvictionListener, Shelf, ShelfConfig, Weigher};
+use super::stampede::StampedeCache;
+use super::stats::Counters;
+use crate::clock::{Clock, Timeline};
+use crate::error::{ConfigError, MAX_DURATION, check_count, check_positive};
+use crate::flight::{FlightConfig, Flights, OnAbandon};
+use crate::policy::{EarlyRefresh, Lifetime};
+use crate::rng::Random;
+
+/// Settings of a [`StampedeCache`], from [`StampedeCache::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use stampede_guard::StampedeCache;
+///
+/// # fn main() -> Result<(), stampede_guard::ConfigError> {
+/// let cache: StampedeCache<String, String> = StampedeCache::builder()
+///     .ttl(Duration::from_secs(60))
+///     .jitter(0.1)
+///     .stale_while_revalidate(Duration::from_secs(30))
+///     .stale_if_error(Duration::from_secs(600))
+///     .capacity(50_000)
+///     .build()?;
+/// # drop(cache); Ok(())
+/// # }
+/// ```
+#[must_use = "a builder does nothing until `build()`"]
+pub struct StampedeCacheBuilder<K, V, E> {
+    life: Lifetime,
+    jitter: f64,
+    early: Option<EarlyRefresh>,
+    soft_timeout: Option<Duration>,
+    max_concurrent_loads: Option<usize>,
+    capacity: u64,
+    weigher: Option<Weigher<K, V>>,
+    listener: Option<EvictionListener<K, V>>,
+    clock: Option<Arc<dyn Clock>>,
+    seed: Option<u64>,
+    flights: FlightConfig,
+    of: PhantomData<fn() -> E>,
+}
+
+impl<K, V, E> fmt::Debug for StampedeCacheBuilder<K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StampedeCacheBuilder")
+            .field("life", &self.life)
+            .field("jitter", &self.jitter)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K, V, E> StampedeCacheBuilder<K, V, E> {
+    pub(super) fn new() -> Self {
+        Self {
+            life: Lifetime {
+                ttl: Duration::from_secs(60),
+                stale_while_revalidate: Duration::ZERO,
+                stale_if_error: Duration::ZERO,
+            },
+            jitter: 0.1,
+            early: None,
+            soft_timeout: None,
+            max_concurrent_loads: None,
+            capacity: 10_000,
+            weigher: None,
+            listener: None,
+            clock: None,
+            seed: None,
+            flights: FlightConfig { load_timeout: Some(Duration::from_secs(30)), ..FlightConfig::default() },
+            of: PhantomData,
+        }
+    }
+
+    /// How long a value is fresh, before [`jitter`](Self::jitter). Default: 60 s.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.life.ttl = ttl;
+        self
+    }
+
+    /// The share of the ttl by which freshness is shortened at most, 0 to 1. Default: 0.1.
+    ///
+    /// Each entry is fresh for a time drawn uniformly from `[ttl * (1 - jitter), ttl]`, so entries stored
+    /// together do not expire together. Freshness is a promise: jitter never lengthens it.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.jitter = share;
+        self
+    }
+
+    /// How long after its freshness a value is still served, at once, while one background load replaces it
+    /// (RFC 5861, section 3). Default: zero, not at all.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.life.stale_while_revalidate = window;
+        self
+    }
+
+    /// How long after its freshness a value is served if a load fails, or outlasts
+    /// [`soft_timeout`](Self::soft_timeout) (RFC 5861, section 4). Default: zero, not at all.
+    ///
+    /// Counted from the end of freshness like `stale_while_revalidate`, beside it.
+    pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.life.stale_if_error = window;
+        self
+    }
+
+    /// How long a call waits for a load before it is served a value within `stale_if_error`; the load goes on.
+    /// Default: `None`, until the load ends.
+    pub fn soft_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.soft_timeout = limit.into();
+        self
+    }
+
+    /// How long a load may take, the wait for a permit of
+    /// [`max_concurrent_loads`](Self::max_concurrent_loads) included, before it is dropped and everyone who
+    /// waits gets [`LoadError::TimedOut`](crate::LoadError::TimedOut). Default: 30 s. `None` is no limit.
+    pub fn load_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.flights.load_timeout = limit.into();
+        self
+    }
+
+    /// Refreshes values before they expire. Default: `None`, off.
+    pub fn early_refresh(mut self, when: impl Into<Option<EarlyRefresh>>) -> Self {
+        self.early = when.into();
+        self
+    }
+
+    /// How many loads may run at once, over all keys. Default: no limit.
+    ///
+    /// Beyond it misses wait their turn, so that a cold start with 100,000 distinct keys is not 100,000 loads at
+    /// once; a background refresh is skipped instead.
+    pub fn max_concurrent_loads(mut self, loads: usize) -> Self {
+        self.max_concurrent_loads = Some(loads);
+        self
+    }
+
+    /// How many entries are kept; with a [`weigher`](Self::weigher), what they may weigh together.
+    /// Default: 10,000.
+    pub fn capacity(mut self, capacity: u64) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// What an entry counts towards the capacity, say its size in bytes. Default: 1 each.
+    ///
+    /// It runs inside the cache, which it must not call.
+    pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u32 + Send + Sync + 'static) -> Self {
+        self.weigher = Some(Box::new(weigher));
+        self
+    }
+
+    /// Called with each value that leaves the cache, soon after it left, on the thread of some later call. It
+    /// may use the cache. Default: none.
+    pub fn eviction_listener(
+        mut self,
+        listener: impl Fn(Arc<K>, V, EvictionCause) + Send + Sync + 'static,
+    ) -> Self {
+        self.listener = Some(Box::new(listener));
+        self
+    }
+
+    /// Where time comes from. Default: Tokio's clock, which `tokio::time::pause` stops.
+    ///
+    /// `load_timeout` and `soft_timeout` are Tokio timers whatever the clock.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// Makes jitter and early refresh repeatable. Default: random.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// What happens to a load that nobody waits for any more. Default: [`OnAbandon::Detach`], so that the cache
+    /// fills.
+    pub fn on_abandon(mut self, what: OnAbandon) -> Self {
+        self.flights.on_abandon = what;
+        self
+    }
+
+    /// How many loads may run with nobody waiting for them: abandoned ones and background refreshes.
+    /// Default: 64.
+    ///
+    /// Beyond it, an abandoned load is dropped and a refresh is left to a later call.
+    pub fn max_abandoned(mut self, loads: usize) -> Self {
+        self.flights.max_abandoned = loads;
+        self
+    }
+
+    /// How many keys may be in flight; a miss beyond that gets
+    /// [`LoadError::Overloaded`](crate::LoadError::Overloaded) at once. Default: no limit.
+    pub fn max_in_flight(mut self, keys: usize) -> Self {
+        self.flights.max_in_flight = keys;
+        self
+    }
+
+    /// How many callers may wait for one key; one more gets
+    /// [`LoadError::Overloaded`](crate::LoadError::Overloaded) at once. Default: no limit.
+    pub fn max_waiters_per_key(mut self, callers: usize) -> Self {
+        self.flights.max_waiters_per_key = callers;
+        self
+    }
+
+    /// The cache.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the setting that is out of its range: `ttl`, `load_timeout` and `soft_timeout` must
+    /// be more than 0 and at most 100 years, the stale windows at most 100 years, `jitter` from 0 to 1,
+    /// `capacity`, `max_concurrent_loads`, `max_in_flight` and `max_waiters_per_key` at least 1,
+    /// `early_refresh`'s beta more than 0 and at most 1,000, or its fraction between 0 and 1.
+    pub fn build(self) -> Result<StampedeCache<K, V, E>, ConfigError>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        V: Clone + Send + Sync + 'static,
+        E: Send + Sync + 'static,
+    {
+        check_life(&self.life)?;
+        check_jitter(self.jitter)?;
+        if let Some(early) = self.early {
+            check_early(early)?;
+        }
+        if let Some(limit) = self.soft_timeout {
+            check_positive("soft_timeout", limit)?;
+        }
+        if let Some(loads) = self.max_concurrent_loads {
+            check_count("max_concurrent_loads", loads)?;
+        }
+        if self.capacity == 0 {
+            return Err(ConfigError::new("capacity", self.capacity, "at least 1"));
+        }
+        self.flights.check()?;
+        let shelf = Shelf::new(ShelfConfig {
+            capacity: self.capacity,
+            weigher: self.weigher,
+            listener: self.listener,
+            observer: None,
+            timeline: Timeline::new(self.clock),
+            random: Random::new(self.seed),
+            jitter: self.jitter,
+            early: self.early,
+        });
+        // A semaphore counts no further than this; a limit above it is none.
+        let governor = self.max_concurrent_loads.filter(|&loads| loads <= Semaphore::MAX_PERMITS);
+        Ok(StampedeCache::from_engine(Engine {
+            flights: Flights::new(self.flights, shelf),
+            life: self.life,
+            soft_timeout: self.soft_timeout,
+            counters: Counters::default(),
+            governor: governor.map(|loads| Arc::new(Semaphore::new(loads))),
+            closed: AtomicBool::new(false),
+        }))
+    }
+}
+
+pub(crate) fn check_life(life: &Lifetime) -> Result<(), ConfigError> {
+    check_positive("ttl", life.ttl)?;
+    check_window("stale_while_revalidate", life.stale_while_revalidate)?;
+    check_window("stale_if_error", life.stale_if_error)
+}
+
+pub(crate) fn check_window(field: &'static str, window: Duration) -> Result<(), ConfigError> {
+    if window > MAX_DURATION {
+        return Err(ConfigError::new(field, window, "at most 100 years"));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_jitter(share: f64) -> Result<(), ConfigError> {
+    if !(0.0..=1.0).contains(&share) {
+        return Err(ConfigError::new("jitter", share, "from 0 to 1"));
+    }
+    Ok(())
+}
+
+fn check_early(early: EarlyRefresh) -> Result<(), ConfigError> {
+    match early {
+        EarlyRefresh::XFetch { beta } if !(beta > 0.0 && beta <= 1_000.0) => {
+            Err(ConfigError::new("early_refresh", early, "a beta of more than 0 and at most 1,000"))
+        }
+        EarlyRefresh::Fraction(share) if !(share > 0.0 && share < 1.0) => {
+            Err(ConfigError::new("early_refresh", early, "a fraction of more than 0 and less than 1"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,203 @@
+//! Where freshness, flights and the shelf meet: how a cache loads.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::loaded::{LoadContext, Loaded};
+use super::shelf::{Arrival, Destination, Entry, Shelf, Storing};
+use super::stats::Counters;
+use crate::clock::Tick;
+use crate::error::{LoadError, MAX_DURATION};
+use crate::event;
+use crate::flight::{BoxLoad, Flights, KeySource, Plan};
+use crate::policy::Lifetime;
+
+/// All flights of a cache and the shelf they land on.
+pub(crate) type CacheFlights<K, V, E> = Flights<K, Arrival<K, V>, E, Shelf<K, V>>;
+
+/// What every handle of a cache shares.
+pub(crate) struct Engine<K, V, E> {
+    pub(crate) flights: Arc<CacheFlights<K, V, E>>,
+    pub(crate) life: Lifetime,
+    pub(crate) soft_timeout: Option<Duration>,
+    pub(crate) counters: Counters,
+    pub(super) governor: Option<Arc<Semaphore>>,
+    pub(super) closed: AtomicBool,
+}
+
+impl<K, V, E> fmt::Debug for Engine<K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("flights", &self.flights).finish_non_exhaustive()
+    }
+}
+
+/// A loader of either form.
+pub(crate) trait Loader<V, E> {
+    type Loaded: Into<Loaded<V>>;
+    type Load: Future<Output = Result<Self::Loaded, E>> + Send + 'static;
+
+    fn load(self, context: LoadContext<V>) -> Self::Load;
+}
+
+/// A loader that returns a value.
+pub(crate) struct Plain<F>(pub(crate) F);
+
+impl<V, E, F, Fut> Loader<V, E> for Plain<F>
+where
+    F: FnOnce() -> Fut,
+    Fut: Future<Output = Result<V, E>> + Send + 'static,
+{
+    type Loaded = V;
+    type Load = Fut;
+
+    fn load(self, _: LoadContext<V>) -> Fut {
+        (self.0)()
+    }
+}
+
+/// A loader that learns about its key and says how long its value holds.
+pub(crate) struct Detailed<F>(pub(crate) F);
+
+impl<V, E, F, Fut> Loader<V, E> for Detailed<F>
+where
+    F: FnOnce(LoadContext<V>) -> Fut,
+    Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
+{
+    type Loaded = Loaded<V>;
+    type Load = Fut;
+
+    fn load(self, context: LoadContext<V>) -> Fut {
+        (self.0)(context)
+    }
+}
+
+/// A load of the cache: the loader, what it replaces, and where its value goes.
+pub(crate) struct CacheLoad<K, V, E, L> {
+    pub(crate) engine: Arc<Engine<K, V, E>>,
+    pub(crate) loader: L,
+    /// What the caller found.
+    pub(crate) stale: Option<Entry<V>>,
+    /// Loads even if the shelf has something fresh.
+    pub(crate) forced: bool,
+    /// A background load's permit; the others wait for theirs.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<K, V, E, L> Plan<K, Arrival<K, V>, E> for CacheLoad<K, V, E, L>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    L: Loader<V, E>,
+{
+    fn recheck(&mut self, key: &K) -> Option<Arrival<K, V>> {
+        if self.forced {
+            return None;
+        }
+        let found = self.engine.shelf().fresh(key)?;
+        let seen = self.stale.as_ref().map_or(Tick(0), |seen| seen.times.stored);
+        // An entry that is refreshed early is still fresh: only a newer one makes the load needless.
+        let newer = self.stale.is_none() || found.times.stored > seen;
+        newer.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
+    }
+
+    fn load(self) -> BoxLoad<Arrival<K, V>, E> {
+        let Self { engine, loader, stale, permit, .. } = self;
+        let born = engine.shelf().generations.born();
+        let stale = stale.map(|entry| entry.value);
+        let load = loader.load(LoadContext::new(stale.clone()));
+        Box::pin(async move {
+            let permit = match (permit, &engine.governor) {
+                (None, Some(governor)) => Some(Arc::clone(governor).acquire_owned().await),
+                (permit, _) => permit.map(Ok),
+            };
+            let started = engine.shelf().timeline.now();
+            let loaded = load.await;
+            let cost = engine.shelf().timeline.now().since(started);
+            drop(permit);
+            event::count_load(loaded.is_ok(), cost);
+            let loaded: Loaded<V> = loaded.map_err(|error| LoadError::Failed(Arc::new(error)))?.into();
+            let bound_for = engine.destination(&loaded, born, cost);
+            let value = loaded.value.or(stale);
+            let value =
+                value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
+            Ok(Arrival { value, bound_for })
+        })
+    }
+}
+
+impl<K, V, E> Engine<K, V, E>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    pub(crate) fn shelf(&self) -> &Shelf<K, V> {
+        &self.flights.hook
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn destination(
+        &self,
+        loaded: &Loaded<V>,
+        born: super::generations::Born,
+        cost: Duration,
+    ) -> Destination<K> {
+        let ttl = loaded.ttl.unwrap_or(self.life.ttl);
+        if loaded.uncacheable || ttl.is_zero() {
+            return Destination::WaitersOnly;
+        }
+        let or = |own: Option<Duration>, default: Duration| own.unwrap_or(default).min(MAX_DURATION);
+        let life = Lifetime {
+            ttl: ttl.min(MAX_DURATION),
+            stale_while_revalidate: or(loaded.stale_while_revalidate, self.life.stale_while_revalidate),
+            stale_if_error: or(loaded.stale_if_error, self.life.stale_if_error),
+        };
+        let generations = &self.shelf().generations;
+        let tags = (!loaded.tags.is_empty())
+            .then(|| loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str())).collect());
+        Destination::Shelf(Storing { life, cost, born, tags, key: None })
+    }
+
+    /// Starts a background load of `key`; false if one runs, the caps leave no place or the cache is closed.
+    pub(crate) fn refresh<S, L>(
+        self: &Arc<Self>,
+        source: S,
+        loader: L,
+        stale: Option<Entry<V>>,
+        forced: bool,
+    ) -> bool
+    where
+        S: KeySource<K>,
+        K: Borrow<S::Query>,
+        L: Loader<V, E>,
+    {
+        if self.is_closed() {
+            return false;
+        }
+        let permit = match &self.governor {
+            None => None,
+            // A refresh without a permit is skipped: the stale value serves, and misses go first.
+            Some(governor) => match Arc::clone(governor).try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                Err(_) => return false,
+            },
+        };
+        let load = CacheLoad { engine: Arc::clone(self), loader, stale, forced, permit };
+        let started = self.flights.launch(source, load);
+        if started {
+            self.counters.refreshes.fetch_add(1, Ordering::Relaxed);
+            event::count_refresh();
+        }
+        started
+    }
+}

@@ -1,0 +1,92 @@
+//! What was invalidated when: decides whether an entry, or a load still under way, is from before.
+//!
+//! One counter orders invalidations. A load is born at the counter's value when it starts; whatever is
+//! invalidated later has a higher mark, so the load's result is void however late it comes.
+
+use std::hash::Hash;
+
+use crate::sync::{AtomicU64, Ordering, RandomState};
+
+/// Tags share this many marks. Two tags on one mark cost a reload when either is invalidated, nothing else.
+const MARKS: usize = 4_096;
+
+#[derive(Debug)]
+pub(crate) struct Generations {
+    counter: AtomicU64,
+    /// The mark of everything.
+    floor: AtomicU64,
+    marks: Box<[AtomicU64]>,
+    hasher: RandomState,
+}
+
+/// The moment a load started, among the invalidations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Born(u64);
+
+/// A tag's mark.
+pub(crate) type Mark = u16;
+
+impl Generations {
+    pub(crate) fn new() -> Self {
+        Self {
+            counter: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
+            marks: (0..MARKS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(crate) fn born(&self) -> Born {
+        Born(self.counter.load(Ordering::Acquire))
+    }
+
+    #[allow(clippy::cast_possible_truncation)]
+    pub(crate) fn mark_of(&self, tag: impl Hash) -> Mark {
+        (self.hasher.hash_one(tag) % MARKS as u64) as Mark
+    }
+
+    /// The number of a mark's last invalidation.
+    #[cfg(feature = "layer")]
+    pub(crate) fn of(&self, mark: Mark) -> u64 {
+        self.marks[usize::from(mark)].load(Ordering::Acquire).max(self.floor.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn is_valid(&self, born: Born, marks: Option<&[Mark]>) -> bool {
+        self.floor.load(Ordering::Acquire) <= born.0
+            && marks.is_none_or(|marks| {
+                marks.iter().all(|&mark| self.marks[usize::from(mark)].load(Ordering::Acquire) <= born.0)
+            })
+    }
+
+    pub(crate) fn invalidate_all(&self) {
+        let now = self.counter.fetch_add(1, Ordering::AcqRel) + 1;
+        self.floor.fetch_max(now, Ordering::AcqRel);
+    }
+
+    pub(crate) fn invalidate(&self, mark: Mark) {
+        let now = self.counter.fetch_add(1, Ordering::AcqRel) + 1;
+        self.marks[usize::from(mark)].fetch_max(now, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_from_before_is_void_and_one_from_after_is_not() {
+        let generations = Generations::new();
+        let (red, blue) = (1, 2);
+        let before = generations.born();
+        assert!(generations.is_valid(before, Some(&[red])));
+        generations.invalidate(red);
+        assert!(!generations.is_valid(before, Some(&[blue, red])));
+        assert!(generations.is_valid(before, Some(&[blue])));
+        assert!(generations.is_valid(before, None));
+        let after = generations.born();
+        assert!(generations.is_valid(after, Some(&[red])));
+        generations.invalidate_all();
+        assert!(!generations.is_valid(after, None));
+        assert!(generations.is_valid(generations.born(), Some(&[red, blue])));
+    }
+}

@@ -1,0 +1,17 @@
+//! The cache: freshness, flights and a store joined.
+
+mod builder;
+mod engine;
+mod fetch;
+mod generations;
+mod loaded;
+mod shelf;
+mod stampede;
+mod stats;
+
+pub use builder::StampedeCacheBuilder;
+pub use fetch::Fetched;
+pub use loaded::{LoadContext, Loaded};
+pub use shelf::EvictionCause;
+pub use stampede::StampedeCache;
+pub use stats::CacheStats;

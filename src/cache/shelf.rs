@@ -1,0 +1,262 @@
+//! Where values are kept: moka, with each entry's times beside it.
+//!
+//! moka knows nothing of freshness. Its own expiry would read the clock again at each hit and could not serve
+//! stale values; here a lookup is one probe, and policy decides what the entry found is good for. Entries past
+//! their last use stay until they are replaced or the capacity pushes them out.
+
+use std::borrow::Borrow;
+use std::cell::Cell;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use moka::notification::RemovalCause;
+
+use super::generations::{Born, Generations, Mark};
+use crate::clock::Timeline;
+use crate::error::LoadError;
+use crate::flight::Settle;
+use crate::policy::{EarlyRefresh, Freshness, Lifetime, Times};
+use crate::rng::Random;
+use crate::sync::{Mutex, RandomState};
+
+/// Why an entry left the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EvictionCause {
+    /// It was invalidated, or its key's loader called the new value uncacheable.
+    Invalidated,
+    /// Another value took its place.
+    Replaced,
+    /// The capacity was full.
+    Capacity,
+}
+
+/// Called with each value that leaves the cache, after all locks were given back.
+pub(crate) type EvictionListener<K, V> = Box<dyn Fn(Arc<K>, V, EvictionCause) + Send + Sync>;
+pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
+
+/// A value on the shelf.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry<V> {
+    pub(crate) value: V,
+    pub(crate) times: Times,
+    born: Born,
+    tags: Option<Arc<[Mark]>>,
+}
+
+/// What a flight brings: a value, and where it goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival<K, V> {
+    pub(crate) value: V,
+    pub(crate) bound_for: Destination<K>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Destination<K> {
+    /// It comes from the shelf.
+    Nowhere,
+    /// It is for those who wait alone, and voids what the shelf has.
+    WaitersOnly,
+    Shelf(Storing<K>),
+}
+
+/// How a value is stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Storing<K> {
+    pub(crate) life: Lifetime,
+    pub(crate) cost: std::time::Duration,
+    pub(crate) born: Born,
+    pub(crate) tags: Option<Arc<[Mark]>>,
+    /// Another key than the flight's.
+    pub(crate) key: Option<K>,
+}
+
+struct Departures<K, V> {
+    listener: EvictionListener<K, V>,
+    queue: Mutex<Vec<(Arc<K>, V, EvictionCause)>>,
+}
+
+/// Told of each value that lands, under its flight's mutex, once it is stored.
+pub(crate) type Observer<V> = Box<dyn Fn(&V) + Send + Sync>;
+
+pub(crate) struct Shelf<K, V> {
+    store: moka::sync::Cache<K, Entry<V>, RandomState>,
+    departures: Option<Arc<Departures<K, V>>>,
+    observer: Option<Observer<V>>,
+    pub(crate) generations: Generations,
+    pub(crate) timeline: Timeline,
+    random: Random,
+    jitter: f64,
+    early: Option<EarlyRefresh>,
+}
+
+/// How a shelf is set up.
+pub(crate) struct ShelfConfig<K, V> {
+    pub(crate) capacity: u64,
+    pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) listener: Option<EvictionListener<K, V>>,
+    pub(crate) observer: Option<Observer<V>>,
+    pub(crate) timeline: Timeline,
+    pub(crate) random: Random,
+    pub(crate) jitter: f64,
+    pub(crate) early: Option<EarlyRefresh>,
+}
+
+thread_local! {
+    /// An entry is being written back with other times: nothing leaves the cache.
+    static REWRITING: Cell<bool> = const { Cell::new(false) };
+}
+
+impl<K, V> fmt::Debug for Shelf<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shelf").field("timeline", &self.timeline).finish_non_exhaustive()
+    }
+}
+
+impl<K, V> Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    pub(crate) fn new(config: ShelfConfig<K, V>) -> Self {
+        let mut store = moka::sync::Cache::builder().max_capacity(config.capacity);
+        if let Some(weigher) = config.weigher {
+            store = store.weigher(move |key, entry: &Entry<V>| weigher(key, &entry.value));
+        }
+        let departures =
+            config.listener.map(|listener| Arc::new(Departures { listener, queue: Mutex::new(Vec::new()) }));
+        if let Some(departures) = departures.clone() {
+            store = store.eviction_listener(move |key, entry: Entry<V>, cause| {
+                let cause = match cause {
+                    RemovalCause::Replaced if REWRITING.get() => return,
+                    RemovalCause::Replaced => EvictionCause::Replaced,
+                    RemovalCause::Size => EvictionCause::Capacity,
+                    RemovalCause::Explicit | RemovalCause::Expired => EvictionCause::Invalidated,
+                };
+                departures.queue.lock().push((key, entry.value, cause));
+            });
+        }
+        Self {
+            store: store.build_with_hasher(RandomState::new()),
+            departures,
+            observer: config.observer,
+            generations: Generations::new(),
+            timeline: config.timeline,
+            random: config.random,
+            jitter: config.jitter,
+            early: config.early,
+        }
+    }
+
+    /// The entry under `key`, whatever its age, unless it was invalidated.
+    pub(crate) fn find<Q>(&self, key: &Q) -> Option<Entry<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.store.get(key).filter(|entry| self.generations.is_valid(entry.born, entry.tags.as_deref()))
+    }
+
+    /// What `entry` is good for now.
+    pub(crate) fn judge(&self, entry: &Entry<V>) -> Freshness {
+        entry.times.judge(self.timeline.now(), self.early, || self.random.unit())
+    }
+
+    /// The value under `key`, if it is fresh.
+    pub(crate) fn fresh<Q>(&self, key: &Q) -> Option<Entry<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.find(key).filter(|entry| self.timeline.now() < entry.times.fresh_until)
+    }
+
+    /// Stores `value` as of now.
+    pub(crate) fn put(&self, key: K, value: V, storing: &Storing<K>) {
+        let times =
+            Times::new(self.timeline.now(), &storing.life, self.jitter, self.random.unit(), storing.cost);
+        let entry = Entry { value, times, born: storing.born, tags: storing.tags.clone() };
+        self.store.insert(key, entry);
+    }
+
+    pub(crate) fn remove<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.store.invalidate(key);
+    }
+
+    /// Voids every entry and every load under way; the memory follows.
+    pub(crate) fn clear(&self) {
+        self.generations.invalidate_all();
+        self.store.invalidate_all();
+    }
+
+    /// How many entries there are, dead ones included, and what they weigh.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        self.store.run_pending_tasks();
+        self.announce();
+        (self.store.entry_count(), self.store.weighted_size())
+    }
+
+    /// Puts off the next load of `key`, if there is a value to serve meanwhile.
+    fn back_off(&self, key: &K) {
+        let Some(mut entry) = self.find(key) else { return };
+        let now = self.timeline.now();
+        if entry.times.is_dead(now) {
+            return;
+        }
+        entry.times = entry.times.failed(now, self.random.unit());
+        REWRITING.set(true);
+        self.store.insert(key.clone(), entry);
+        REWRITING.set(false);
+    }
+
+    /// Tells the listener what left. Never called under a lock.
+    pub(crate) fn announce(&self) {
+        let Some(departures) = &self.departures else { return };
+        loop {
+            let batch = std::mem::take(&mut *departures.queue.lock());
+            if batch.is_empty() {
+                return;
+            }
+            for (key, value, cause) in batch {
+                (departures.listener)(key, value, cause);
+            }
+        }
+    }
+}
+
+impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
+        let arrival = match result {
+            Ok(arrival) => arrival,
+            Err(LoadError::Failed(_) | LoadError::Panicked(_) | LoadError::TimedOut(_)) => {
+                return self.back_off(key);
+            }
+            Err(_) => return,
+        };
+        match &arrival.bound_for {
+            Destination::Nowhere => return,
+            Destination::WaitersOnly => self.remove(key),
+            Destination::Shelf(storing) => {
+                let key = storing.key.as_ref().unwrap_or(key);
+                self.put(key.clone(), arrival.value.clone(), storing);
+            }
+        }
+        if let Some(observer) = &self.observer {
+            observer(&arrival.value);
+        }
+    }
+
+    fn settled(&self) {
+        self.announce();
+    }
+}

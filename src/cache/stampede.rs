@@ -1,0 +1,351 @@
+//! `StampedeCache`, the public face of the engine.
+
+use std::borrow::Borrow;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::poll_fn;
+use std::hash::Hash;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::builder::StampedeCacheBuilder;
+use super::engine::{Detailed, Engine, Plain};
+use super::fetch::{Fetch, Fetched};
+use super::loaded::{LoadContext, Loaded};
+use super::shelf::Storing;
+use super::stats::CacheStats;
+use crate::error::LoadError;
+use crate::flight::{Borrowed, Finish, KeySource, Owned};
+
+/// A cache whose misses share one load, whose expiries are spread, and which serves slightly stale values
+/// rather than let its callers wait.
+///
+/// A value is fresh for its ttl, less a random share of it. Concurrent misses of one key run one loader. With
+/// [`stale_while_revalidate`](StampedeCacheBuilder::stale_while_revalidate) an expired value is served at once
+/// while one background load replaces it; with [`stale_if_error`](StampedeCacheBuilder::stale_if_error) it is
+/// served when loads fail. A failed load is retried after a pause that doubles from 100 ms to 30 s, if there is a
+/// stale value to serve meanwhile. An [`insert`](Self::insert) or [`invalidate`](Self::invalidate) during a load
+/// wins over its result.
+///
+/// A clone is a cheap handle to the same cache.
+///
+/// ```
+/// use std::time::Duration;
+/// use stampede_guard::StampedeCache;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cache = StampedeCache::<u64, String>::builder().ttl(Duration::from_secs(60)).build()?;
+/// let name = cache.get_or_load(7, || async { Ok("Ada".to_string()) }).await?;
+/// assert_eq!(name, "Ada");
+/// assert_eq!(cache.get(&7), Some(name));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Loaders are `'static`, since they outlive their callers. One that borrows takes a clone of the handle:
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use stampede_guard::{LoadError, StampedeCache};
+/// # struct Db;
+/// # impl Db { async fn user(&self, id: u64) -> Result<String, std::io::Error> { Ok(format!("user {id}")) } }
+/// # async fn get(cache: &StampedeCache<u64, String, std::io::Error>, db: &Arc<Db>, id: u64)
+/// #     -> Result<String, LoadError<std::io::Error>> {
+/// let db = Arc::clone(db);
+/// cache.get_or_load(id, move || async move { db.user(id).await }).await
+/// # }
+/// ```
+pub struct StampedeCache<K, V, E = Infallible> {
+    engine: Arc<Engine<K, V, E>>,
+}
+
+impl<K, V, E> Clone for StampedeCache<K, V, E> {
+    fn clone(&self) -> Self {
+        Self { engine: Arc::clone(&self.engine) }
+    }
+}
+
+impl<K, V, E> fmt::Debug for StampedeCache<K, V, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StampedeCache").field("engine", &self.engine).finish()
+    }
+}
+
+impl<K, V, E> StampedeCache<K, V, E> {
+    /// Settings, each with its default.
+    pub fn builder() -> StampedeCacheBuilder<K, V, E> {
+        StampedeCacheBuilder::new()
+    }
+
+    pub(super) fn from_engine(engine: Engine<K, V, E>) -> Self {
+        Self { engine: Arc::new(engine) }
+    }
+}
+
+impl<K, V, E> StampedeCache<K, V, E>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    /// The value of `key`: cached, from a load that is under way, or from `load`.
+    ///
+    /// # Errors
+    ///
+    /// What ended the load, if there is no stale value to serve instead; see [`LoadError`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, if a load is not ready at its first poll. A loader's own panic is a
+    /// [`LoadError::Panicked`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes this caller out. The load goes on and fills the cache, as
+    /// [`on_abandon`](StampedeCacheBuilder::on_abandon) and
+    /// [`max_abandoned`](StampedeCacheBuilder::max_abandoned) say.
+    pub fn get_or_load<F, Fut>(&self, key: K, load: F) -> impl Future<Output = Result<V, LoadError<E>>>
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+    {
+        Finish { run: Fetch::new(&self.engine, Owned(key), Plain(load)), finish: value }
+    }
+
+    /// [`get_or_load`](Self::get_or_load) with a borrowed key, which only a leader clones. A hit allocates
+    /// nothing.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeCache;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cache: StampedeCache<String, u64> = StampedeCache::builder().build()?;
+    /// assert_eq!(cache.get_or_load_ref("stock", || async { Ok(3) }).await?, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    pub fn get_or_load_ref<Q, F, Fut>(
+        &self,
+        key: &Q,
+        load: F,
+    ) -> impl Future<Output = Result<V, LoadError<E>>>
+    where
+        K: Borrow<Q>,
+        Q: ToOwned<Owned = K> + Hash + Eq + ?Sized,
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+    {
+        Finish { run: Fetch::new(&self.engine, Borrowed(key), Plain(load)), finish: value }
+    }
+
+    /// [`get_or_load`](Self::get_or_load) with a loader that sees the stale value and says how long its own
+    /// holds; tells how the call came by its value.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use stampede_guard::{Loaded, Outcome, StampedeCache};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cache: StampedeCache<&str, (u64, String)> = StampedeCache::builder().build()?;
+    /// let page = cache
+    ///     .get_or_load_with("page", |context| async move {
+    ///         let known_version = context.stale().map(|(version, _)| *version);
+    ///         // Ask the origin for anything newer than `known_version` ...
+    /// #       let unchanged = known_version.is_some();
+    ///         if unchanged {
+    ///             return Ok(Loaded::not_modified());
+    ///         }
+    ///         Ok(Loaded::new((1, "body".to_string())).ttl(Duration::from_secs(5)).tags(["pages"]))
+    ///     })
+    ///     .await?;
+    /// assert_eq!(page.outcome, Outcome::Loaded);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Panics
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    pub fn get_or_load_with<F, Fut>(
+        &self,
+        key: K,
+        load: F,
+    ) -> impl Future<Output = Result<Fetched<V>, LoadError<E>>>
+    where
+        F: FnOnce(LoadContext<V>) -> Fut,
+        Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
+    {
+        Fetch::new(&self.engine, Owned(key), Detailed(load))
+    }
+
+    /// The value under `key`, if it is fresh.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeCache;
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let cache: StampedeCache<String, u64> = StampedeCache::builder().build()?;
+    /// cache.insert("stock".into(), 3);
+    /// assert_eq!(cache.get("stock"), Some(3));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn get<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.engine.shelf().fresh(key).map(|entry| entry.value)
+    }
+
+    /// True if [`get`](Self::get) would find a value.
+    pub fn contains_key<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.get(key).is_some()
+    }
+
+    /// Stores `value`, fresh from now. A load of the key that is under way serves those who wait for it and is
+    /// not stored.
+    pub fn insert(&self, key: K, value: V) {
+        let shelf = self.engine.shelf();
+        self.engine.flights.overrule(&key, || {
+            let born = shelf.generations.born();
+            let storing =
+                Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None, key: None };
+            shelf.put(key.clone(), value.clone(), &storing);
+        });
+        shelf.announce();
+    }
+
+    /// Drops the value under `key`. A load of the key that is under way serves those who wait for it and is not
+    /// stored; callers after this start a new one.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeCache;
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+    /// cache.insert(1, 1);
+    /// cache.invalidate(&1);
+    /// assert_eq!(cache.get(&1), None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn invalidate<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        // In this order: a load from before is not stored any more when the value goes.
+        self.engine.flights.forget(key);
+        self.engine.shelf().remove(key);
+        self.engine.shelf().announce();
+    }
+
+    /// Drops every value, and voids the loads under way as [`invalidate`](Self::invalidate) does.
+    pub fn invalidate_all(&self) {
+        self.engine.shelf().clear();
+        self.engine.flights.forget_all();
+        self.engine.shelf().announce();
+    }
+
+    /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry
+    /// the tag is not stored for later calls.
+    ///
+    /// Takes the same time however many values carry the tag. Tags share 4,096 marks, so values of another tag
+    /// may be dropped along with them, at the price of a reload.
+    ///
+    /// ```
+    /// # use stampede_guard::{Loaded, StampedeCache};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+    /// cache.get_or_load_with(1, |_| async { Ok(Loaded::new(1).tags(["shoes"])) }).await?;
+    /// cache.invalidate_tag("shoes");
+    /// assert_eq!(cache.get(&1), None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
+        let generations = &self.engine.shelf().generations;
+        generations.invalidate(generations.mark_of(tag.as_ref()));
+    }
+
+    /// Starts a background load of `key`, whether or not its value is fresh. False if one is under way, the
+    /// places for such loads are taken, the cache is closed, or there is no Tokio runtime.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeCache;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+    /// assert!(cache.refresh(1, || async { Ok(2) }));
+    /// assert_eq!(cache.get_or_load(1, || async { Ok(3) }).await?, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn refresh<F, Fut>(&self, key: K, load: F) -> bool
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+    {
+        let stale = self.engine.shelf().find(Owned(key.clone()).query());
+        self.engine.refresh(Owned(key), Plain(load), stale, true)
+    }
+
+    /// How many entries there are, those past their freshness included.
+    ///
+    /// Does the cache's pending upkeep first, so the number is exact between calls.
+    #[must_use]
+    pub fn entry_count(&self) -> u64 {
+        self.engine.shelf().size().0
+    }
+
+    /// What happened so far: a snapshot.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        self.engine.counters.snapshot(self.engine.flights.stats())
+    }
+
+    /// Ends all loading: from now on a call that would load gets [`LoadError::Cancelled`], and this returns when
+    /// the loads under way have ended. Values that are cached are served on.
+    ///
+    /// # Cancel safety
+    ///
+    /// The cache is closed by the first poll; dropping the future only stops the wait.
+    pub async fn close(&self) {
+        self.engine.closed.store(true, Ordering::Release);
+        for mut landing in self.engine.flights.landings() {
+            poll_fn(|cx| Pin::new(&mut landing).poll(cx)).await;
+        }
+    }
+}
+
+fn value<V, E>(fetched: Result<Fetched<V>, LoadError<E>>) -> Result<V, LoadError<E>> {
+    fetched.map(|fetched| fetched.value)
+}

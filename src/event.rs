@@ -1,0 +1,106 @@
+//! What happened to a request, and counting it.
+
+use std::time::Duration;
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// How a call came by its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// From the cache, fresh.
+    Hit,
+    /// From the cache, past its freshness.
+    Stale {
+        /// The time since the value was stored.
+        age: Duration,
+        /// Why it was served all the same.
+        reason: StaleReason,
+    },
+    /// This call's own loader ran.
+    Loaded,
+    /// It waited for a loader that another call had started.
+    Coalesced,
+}
+
+/// Why a stale value was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StaleReason {
+    /// Within `stale_while_revalidate`: a background load replaces it.
+    Revalidating,
+    /// Within `stale_if_error`: the load failed.
+    LoadFailed,
+    /// Within `stale_if_error`: the load outlasted `soft_timeout`. It goes on.
+    LoadSlow,
+    /// Loads of this key failed lately, and the next is not due yet.
+    BackingOff,
+}
+
+impl Outcome {
+    /// The name under which it is counted.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale { .. } => "stale",
+            Self::Loaded => "loaded",
+            Self::Coalesced => "coalesced",
+        }
+    }
+}
+
+/// Counts one request, under the name of what became of it.
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::inline_always))]
+#[cfg_attr(not(feature = "metrics"), inline(always))]
+pub(crate) fn count_request(outcome: &'static str) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("stampede_requests_total", "outcome" => outcome).increment(1);
+}
+
+/// Counts one background refresh.
+#[cfg_attr(not(feature = "metrics"), allow(clippy::inline_always))]
+#[cfg_attr(not(feature = "metrics"), inline(always))]
+pub(crate) fn count_refresh() {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("stampede_refreshes_total").increment(1);
+}
+
+/// Counts one loader run and its duration.
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::inline_always))]
+#[cfg_attr(not(feature = "metrics"), inline(always))]
+pub(crate) fn count_load(ok: bool, took: Duration) {
+    #[cfg(feature = "metrics")]
+    {
+        let result = if ok { "ok" } else { "error" };
+        metrics::counter!("stampede_loads_total", "result" => result).increment(1);
+        metrics::histogram!("stampede_load_seconds").record(took.as_secs_f64());
+    }
+}
+
+const STRIPES: usize = 16;
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe(AtomicU64);
+
+/// A counter for the hit path: threads add to cache lines of their own.
+#[derive(Debug, Default)]
+pub(crate) struct Striped([Stripe; STRIPES]);
+
+impl Striped {
+    pub(crate) fn add(&self) {
+        thread_local! {
+            static MINE: usize = {
+                static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+                NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
+            };
+        }
+        let stripe = MINE.try_with(|mine| *mine).unwrap_or_default();
+        self.0[stripe].0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
+    }
+}

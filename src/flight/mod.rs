@@ -1,0 +1,24 @@
+//! Single-flight: concurrent calls for one key share one run of one loader. Knows no cache.
+
+mod builder;
+mod core;
+mod driver;
+mod lineage;
+mod plan;
+mod run;
+mod single;
+mod stats;
+mod waiters;
+
+pub use builder::SingleFlightBuilder;
+pub use core::OnAbandon;
+pub use run::Role;
+pub use single::{Flown, SingleFlight};
+pub use stats::FlightStats;
+
+#[cfg(feature = "cache")]
+pub(crate) use self::{
+    core::{FlightConfig, Flights, Settle},
+    plan::{Borrowed, BoxLoad, KeySource, Owned, Plan},
+    run::{Finish, FirstPoll, Landed, Run},
+};

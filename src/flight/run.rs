@@ -1,0 +1,247 @@
+//! One caller's way through a flight: lead or join, wait, land.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::core::{Boarding, Flight, Flights, Landing, Settle};
+use super::driver::{Departed, Lead, depart};
+use super::plan::{KeySource, Plan};
+use crate::error::LoadError;
+use crate::sync::Arc;
+
+/// What a caller was in the flight that gave it its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Role {
+    /// Its loader ran.
+    Leader,
+    /// It waited for another caller's loader.
+    Follower,
+}
+
+/// Where the first poll of a load happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FirstPoll {
+    /// In the leader's own poll: a load that is ready at once costs no task.
+    Inline,
+    /// In the task: nothing of the load runs on the caller's time, or inside its task-locals.
+    #[cfg(feature = "layer")]
+    Spawned,
+}
+
+/// The end of a [`Run`].
+pub(crate) struct Landed<V, E, S, P> {
+    pub(crate) result: Result<V, LoadError<E>>,
+    pub(crate) role: Role,
+    /// What the caller brought, if it was not needed.
+    pub(crate) unused: Option<(S, P)>,
+}
+
+/// A place among the waiters of a flight.
+struct Seat<K, V, E> {
+    flight: Arc<Flight<K, V, E>>,
+    slot: u32,
+    role: Role,
+}
+
+/// The future of one caller. Nothing happens before its first poll; dropped at any time, it leaves the flight
+/// to the others.
+pub(crate) struct Run<'a, K, V, E, H, S, P>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    flights: &'a Arc<Flights<K, V, E, H>>,
+    source: Option<S>,
+    plan: Option<P>,
+    seat: Option<Seat<K, V, E>>,
+    first_poll: FirstPoll,
+}
+
+// Nothing in it is pinned: the load lives in its own box.
+impl<K, V, E, H, S, P> Unpin for Run<'_, K, V, E, H, S, P>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+}
+
+impl<'a, K, V, E, H, S, P> Run<'a, K, V, E, H, S, P>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    pub(crate) fn new(flights: &'a Arc<Flights<K, V, E, H>>, source: S, plan: P, first: FirstPoll) -> Self {
+        Self { flights, source: Some(source), plan: Some(plan), seat: None, first_poll: first }
+    }
+
+    fn unused(&mut self) -> Option<(S, P)> {
+        self.source.take().zip(self.plan.take())
+    }
+
+    fn refused(&mut self, error: LoadError<E>) -> Poll<Landed<V, E, S, P>> {
+        Poll::Ready(Landed { result: Err(error), role: Role::Follower, unused: self.unused() })
+    }
+}
+
+impl<K, V, E, H, S, P> Future for Run<'_, K, V, E, H, S, P>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static + Borrow<S::Query>,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+    S: KeySource<K>,
+    P: Plan<K, V, E>,
+{
+    type Output = Landed<V, E, S, P>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            if let Some(seat) = &this.seat {
+                let Some(landing) = seat.flight.landing() else {
+                    if seat.flight.keep_waiting(seat.slot, cx.waker()) {
+                        return Poll::Pending;
+                    }
+                    continue;
+                };
+                let role = seat.role;
+                this.seat = None;
+                match (landing, this.plan.is_some()) {
+                    (Landing::Done(result), _) => {
+                        return Poll::Ready(Landed { result, role, unused: this.unused() });
+                    }
+                    (Landing::Abandoned, true) => {}
+                    (Landing::Abandoned, false) => return this.refused(LoadError::Cancelled),
+                }
+            }
+            match this.flights.board(&mut this.source, cx.waker()) {
+                Boarding::Refused(error) => return this.refused(error),
+                Boarding::Waits(flight, slot) => {
+                    this.seat = Some(Seat { flight, slot, role: Role::Follower });
+                    return Poll::Pending;
+                }
+                Boarding::Leads(flight) => {
+                    let lead = Lead::new(&**this.flights, flight);
+                    let Some(plan) = this.plan.take() else { return this.refused(LoadError::Cancelled) };
+                    return match depart(this.flights, lead, plan, this.first_poll, cx) {
+                        Departed::Landed(result) => {
+                            Poll::Ready(Landed { result, role: Role::Leader, unused: None })
+                        }
+                        Departed::Away(flight, slot) => {
+                            this.seat = Some(Seat { flight, slot, role: Role::Leader });
+                            Poll::Pending
+                        }
+                    };
+                }
+            }
+        }
+    }
+}
+
+impl<K, V, E, H, S, P> Drop for Run<'_, K, V, E, H, S, P>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    fn drop(&mut self) {
+        if let Some(seat) = self.seat.take() {
+            self.flights.leave(&seat.flight, seat.slot);
+        }
+    }
+}
+
+/// A run, and what its caller wants of its end. A plain struct: an `async` block would hold key and loader twice.
+pub(crate) struct Finish<R, M> {
+    pub(crate) run: R,
+    pub(crate) finish: M,
+}
+
+impl<R, M, O> Future for Finish<R, M>
+where
+    R: Future + Unpin,
+    M: Fn(R::Output) -> O + Unpin,
+{
+    type Output = O;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<O> {
+        Pin::new(&mut self.run).poll(cx).map(&self.finish)
+    }
+}
+
+/// Ready when a flight has landed, for one who is not part of it.
+#[cfg(feature = "cache")]
+pub(crate) struct Watch<'a, K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    flights: &'a Arc<Flights<K, V, E, H>>,
+    flight: Arc<Flight<K, V, E>>,
+    slot: Option<u32>,
+}
+
+#[cfg(feature = "cache")]
+impl<K, V, E, H> Flights<K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    /// The ends of all flights under way.
+    pub(crate) fn landings(self: &Arc<Self>) -> Vec<Watch<'_, K, V, E, H>> {
+        let watch = |flight| Watch { flights: self, flight, slot: None };
+        self.linked().into_iter().map(watch).collect()
+    }
+}
+
+#[cfg(feature = "cache")]
+impl<K, V, E, H> Future for Watch<'_, K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let waits = match this.slot {
+            Some(slot) => this.flight.keep_waiting(slot, cx.waker()),
+            None => {
+                this.slot = this.flights.watch(&this.flight, cx.waker());
+                this.slot.is_some()
+            }
+        };
+        if waits { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+#[cfg(feature = "cache")]
+impl<K, V, E, H> Drop for Watch<'_, K, V, E, H>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+    H: Settle<K, V, E>,
+{
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.flights.leave(&self.flight, slot);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Helpers for tests of code that uses this crate (feature `test-util`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::clock::{Clock, nanos};
+
+/// A clock that stands still until it is moved. Clones share one time.
+///
+/// ```
+/// use std::time::Duration;
+/// use stampede_guard::{ManualClock, StampedeCache};
+///
+/// # fn main() -> Result<(), stampede_guard::ConfigError> {
+/// let clock = ManualClock::new();
+/// let cache: StampedeCache<u64, u64> =
+///     StampedeCache::builder().ttl(Duration::from_secs(60)).clock(clock.clone()).build()?;
+/// cache.insert(1, 1);
+/// clock.advance(Duration::from_secs(61));
+/// assert_eq!(cache.get(&1), None);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ManualClock {
+    start: Instant,
+    passed: Arc<AtomicU64>,
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ManualClock {
+    /// A clock at the present instant.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { start: Instant::now(), passed: Arc::default() }
+    }
+
+    /// Moves the time on.
+    pub fn advance(&self, by: Duration) {
+        self.passed.fetch_add(nanos(by), Ordering::AcqRel);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Instant {
+        self.start + Duration::from_nanos(self.passed.load(Ordering::Acquire))
+    }
+}
