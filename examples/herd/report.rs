@@ -201,16 +201,16 @@ pub(crate) fn json(settings: &Settings, comparisons: &[Comparison]) -> Value {
     })
 }
 
-/// Runs for one key that can fail in an outage: the first, and one after each pause. Pauses start at 100 ms
-/// and double up to 30 s; jitter may halve them.
+/// Runs for one key that can fail in an outage: the first, and one after each pause that fits. Pauses start at
+/// 100 ms and double up to 30 s; jitter takes up to a quarter off.
 fn failures_allowed(outage: Duration) -> u32 {
     let mut runs = 1;
-    let mut at = Duration::ZERO;
-    let mut pause = Duration::from_millis(50);
+    let mut pause = Duration::from_millis(75);
+    let mut at = pause;
     while at <= outage {
         runs += 1;
+        pause = (pause * 2).min(Duration::from_millis(22_500));
         at += pause;
-        pause = (pause * 2).min(Duration::from_secs(15));
     }
     runs
 }
