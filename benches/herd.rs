@@ -37,6 +37,8 @@ where
             }
         });
     }
+    // With this, a task that panics ends the wait below.
+    drop(last);
     while !ready() {
         tokio::task::yield_now().await;
     }
@@ -103,7 +105,7 @@ fn measure<F: Future<Output = Duration>>(runtime: &Runtime, times: u64, herd: im
 }
 
 fn benches(c: &mut Criterion) {
-    let runtime = Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let mut group = c.benchmark_group("herd");
     group.sample_size(10).warm_up_time(Duration::from_secs(1));
     for callers in [10, 100, 1_000, 10_000, 100_000] {
