@@ -10,6 +10,10 @@ mod error;
 #[cfg(feature = "cache")]
 mod event;
 mod flight;
+#[cfg(feature = "layer")]
+mod http;
+#[cfg(feature = "layer")]
+mod layer;
 #[cfg(feature = "cache")]
 mod policy;
 #[cfg(feature = "cache")]
@@ -28,6 +32,11 @@ pub use error::{ConfigError, LoadError, Overloaded, Panicked, TimedOut};
 #[cfg(feature = "cache")]
 pub use event::{Outcome, StaleReason};
 pub use flight::{FlightStats, Flown, OnAbandon, Role, SingleFlight, SingleFlightBuilder};
+#[cfg(feature = "layer")]
+pub use layer::{
+    BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, ResponseFuture, StampedeGuard,
+    StampedeGuardBuilder,
+};
 #[cfg(feature = "cache")]
 pub use policy::EarlyRefresh;
 #[cfg(all(feature = "cache", feature = "test-util"))]

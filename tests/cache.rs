@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stampede_guard::{LoadError, ManualClock, Outcome, StampedeCache, StaleReason};
+use stampede_guard::{LoadError, ManualClock, Outcome, StaleReason, StampedeCache};
 
 #[tokio::test]
 async fn a_miss_loads_and_a_hit_does_not() {

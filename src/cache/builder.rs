@@ -247,7 +247,6 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             capacity: self.capacity,
             weigher: self.weigher,
             listener: self.listener,
-            observer: None,
             timeline: Timeline::new(self.clock),
             random: Random::new(self.seed),
             jitter: self.jitter,

@@ -151,7 +151,7 @@ where
         loaded: &Loaded<V>,
         born: super::generations::Born,
         cost: Duration,
-    ) -> Destination<K> {
+    ) -> Destination<K, V> {
         let ttl = loaded.ttl.unwrap_or(self.life.ttl);
         if loaded.uncacheable || ttl.is_zero() {
             return Destination::WaitersOnly;
@@ -165,7 +165,7 @@ where
         let generations = &self.shelf().generations;
         let tags = (!loaded.tags.is_empty())
             .then(|| loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str())).collect());
-        Destination::Shelf(Storing { life, cost, born, tags, key: None })
+        Destination::Shelf(Storing { life, cost, born, tags })
     }
 
     /// Starts a background load of `key`; false if one runs, the caps leave no place or the cache is closed.

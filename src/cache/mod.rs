@@ -15,3 +15,10 @@ pub use loaded::{LoadContext, Loaded};
 pub use shelf::EvictionCause;
 pub use stampede::StampedeCache;
 pub use stats::CacheStats;
+
+#[cfg(feature = "layer")]
+pub(crate) use self::{
+    builder::{check_jitter, check_life, check_window},
+    generations::{Born, Mark},
+    shelf::{Arrival, Destination, Entry, Shelf, ShelfConfig, Storing},
+};

@@ -49,27 +49,29 @@ pub(crate) struct Entry<V> {
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival<K, V> {
     pub(crate) value: V,
-    pub(crate) bound_for: Destination<K>,
+    pub(crate) bound_for: Destination<K, V>,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Destination<K> {
+pub(crate) enum Destination<K, V> {
     /// It comes from the shelf.
     Nowhere,
     /// It is for those who wait alone, and voids what the shelf has.
     WaitersOnly,
-    Shelf(Storing<K>),
+    /// Under the flight's key.
+    Shelf(Storing),
+    /// Under these keys, each with the value that goes there.
+    #[cfg_attr(not(feature = "layer"), allow(dead_code))]
+    Shelves(Arc<[(K, V, Storing)]>),
 }
 
 /// How a value is stored.
 #[derive(Clone, Debug)]
-pub(crate) struct Storing<K> {
+pub(crate) struct Storing {
     pub(crate) life: Lifetime,
     pub(crate) cost: std::time::Duration,
     pub(crate) born: Born,
     pub(crate) tags: Option<Arc<[Mark]>>,
-    /// Another key than the flight's.
-    pub(crate) key: Option<K>,
 }
 
 struct Departures<K, V> {
@@ -77,13 +79,9 @@ struct Departures<K, V> {
     queue: Mutex<Vec<(Arc<K>, V, EvictionCause)>>,
 }
 
-/// Told of each value that lands, under its flight's mutex, once it is stored.
-pub(crate) type Observer<V> = Box<dyn Fn(&V) + Send + Sync>;
-
 pub(crate) struct Shelf<K, V> {
     store: moka::sync::Cache<K, Entry<V>, RandomState>,
     departures: Option<Arc<Departures<K, V>>>,
-    observer: Option<Observer<V>>,
     pub(crate) generations: Generations,
     pub(crate) timeline: Timeline,
     random: Random,
@@ -96,7 +94,6 @@ pub(crate) struct ShelfConfig<K, V> {
     pub(crate) capacity: u64,
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) listener: Option<EvictionListener<K, V>>,
-    pub(crate) observer: Option<Observer<V>>,
     pub(crate) timeline: Timeline,
     pub(crate) random: Random,
     pub(crate) jitter: f64,
@@ -140,7 +137,6 @@ where
         Self {
             store: store.build_with_hasher(RandomState::new()),
             departures,
-            observer: config.observer,
             generations: Generations::new(),
             timeline: config.timeline,
             random: config.random,
@@ -173,7 +169,7 @@ where
     }
 
     /// Stores `value` as of now.
-    pub(crate) fn put(&self, key: K, value: V, storing: &Storing<K>) {
+    pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
         let times =
             Times::new(self.timeline.now(), &storing.life, self.jitter, self.random.unit(), storing.cost);
         let entry = Entry { value, times, born: storing.born, tags: storing.tags.clone() };
@@ -244,15 +240,14 @@ where
             Err(_) => return,
         };
         match &arrival.bound_for {
-            Destination::Nowhere => return,
+            Destination::Nowhere => {}
             Destination::WaitersOnly => self.remove(key),
-            Destination::Shelf(storing) => {
-                let key = storing.key.as_ref().unwrap_or(key);
-                self.put(key.clone(), arrival.value.clone(), storing);
+            Destination::Shelf(storing) => self.put(key.clone(), arrival.value.clone(), storing),
+            Destination::Shelves(places) => {
+                for (key, value, storing) in places.iter() {
+                    self.put(key.clone(), value.clone(), storing);
+                }
             }
-        }
-        if let Some(observer) = &self.observer {
-            observer(&arrival.value);
         }
     }
 

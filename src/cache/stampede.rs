@@ -236,8 +236,7 @@ where
         let shelf = self.engine.shelf();
         self.engine.flights.overrule(&key, || {
             let born = shelf.generations.born();
-            let storing =
-                Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None, key: None };
+            let storing = Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None };
             shelf.put(key.clone(), value.clone(), &storing);
         });
         shelf.announce();

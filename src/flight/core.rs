@@ -312,7 +312,7 @@ where
     }
 
     /// Joins the key's flight if there is one.
-    #[cfg(feature = "cache")]
+    #[cfg(feature = "layer")]
     pub(super) fn board_existing<Q>(&self, key: &Q, waker: &Waker) -> Option<Boarding<K, V, E>>
     where
         K: Borrow<Q>,
@@ -489,13 +489,14 @@ where
         }
     }
 
-    fn enter_unattended(&self) -> bool {
+    /// Takes one of the places of loads that run with nobody waiting.
+    pub(crate) fn enter_unattended(&self) -> bool {
         let max = self.config.max_abandoned;
         let enter = |running: usize| (running < max).then_some(running + 1);
         self.unattended.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
     }
 
-    fn leave_unattended(&self) {
+    pub(crate) fn leave_unattended(&self) {
         self.unattended.fetch_sub(1, Ordering::Relaxed);
     }
 

@@ -122,8 +122,9 @@ where
 }
 
 /// What the leader's poll came to.
-pub(super) enum Departed<K, V, E> {
-    Landed(Result<V, LoadError<E>>),
+pub(super) enum Departed<K, V, E, P> {
+    /// With the plan, if it was not needed.
+    Landed(Result<V, LoadError<E>>, Option<P>),
     /// The load goes on in its task; the leader waits in this slot.
     Away(Arc<Flight<K, V, E>>, u32),
 }
@@ -140,7 +141,7 @@ pub(super) fn depart<K, V, E, H, P>(
     mut plan: P,
     first_poll: FirstPoll,
     cx: &mut Context<'_>,
-) -> Departed<K, V, E>
+) -> Departed<K, V, E, P>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
@@ -149,17 +150,17 @@ where
     P: Plan<K, V, E>,
 {
     if let Some(value) = plan.recheck(&lead.flight.key) {
-        return Departed::Landed(lead.land_and_keep(Ok(value)));
+        return Departed::Landed(lead.land_and_keep(Ok(value)), Some(plan));
     }
     let mut load = match lead.make_load(plan) {
         Ok(load) => load,
-        Err(error) => return Departed::Landed(lead.land_and_keep(Err(error))),
+        Err(error) => return Departed::Landed(lead.land_and_keep(Err(error)), None),
     };
     if first_poll == FirstPoll::Inline
         && let Poll::Ready(result) = lead.poll_load(&mut load, cx)
     {
         drop_quietly(load);
-        return Departed::Landed(lead.land_and_keep(result));
+        return Departed::Landed(lead.land_and_keep(result), None);
     }
     let flight = Arc::clone(&lead.flight);
     let slot = flight.hand_over(load, Some(cx.waker()));

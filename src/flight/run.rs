@@ -29,6 +29,9 @@ pub(crate) enum FirstPoll {
     /// In the task: nothing of the load runs on the caller's time, or inside its task-locals.
     #[cfg(feature = "layer")]
     Spawned,
+    /// Nowhere: the caller joins a flight that is under way or gets `Cancelled`, with what it brought.
+    #[cfg(feature = "layer")]
+    Never,
 }
 
 /// The end of a [`Run`].
@@ -37,6 +40,9 @@ pub(crate) struct Landed<V, E, S, P> {
     pub(crate) role: Role,
     /// What the caller brought, if it was not needed.
     pub(crate) unused: Option<(S, P)>,
+    /// The plan of a leader that found a value and did not load.
+    #[cfg_attr(not(feature = "layer"), allow(dead_code))]
+    pub(crate) spared: Option<P>,
 }
 
 /// A place among the waiters of a flight.
@@ -83,12 +89,19 @@ where
         Self { flights, source: Some(source), plan: Some(plan), seat: None, first_poll: first }
     }
 
+    /// What the caller is, once it has been polled.
+    #[cfg(feature = "layer")]
+    pub(crate) fn role(&self) -> Option<Role> {
+        self.seat.as_ref().map(|seat| seat.role)
+    }
+
     fn unused(&mut self) -> Option<(S, P)> {
         self.source.take().zip(self.plan.take())
     }
 
     fn refused(&mut self, error: LoadError<E>) -> Poll<Landed<V, E, S, P>> {
-        Poll::Ready(Landed { result: Err(error), role: Role::Follower, unused: self.unused() })
+        let unused = self.unused();
+        Poll::Ready(Landed { result: Err(error), role: Role::Follower, unused, spared: None })
     }
 }
 
@@ -117,11 +130,24 @@ where
                 this.seat = None;
                 match (landing, this.plan.is_some()) {
                     (Landing::Done(result), _) => {
-                        return Poll::Ready(Landed { result, role, unused: this.unused() });
+                        return Poll::Ready(Landed { result, role, unused: this.unused(), spared: None });
                     }
                     (Landing::Abandoned, true) => {}
                     (Landing::Abandoned, false) => return this.refused(LoadError::Cancelled),
                 }
+            }
+            #[cfg(feature = "layer")]
+            if this.first_poll == FirstPoll::Never {
+                let existing = this.source.as_ref();
+                let existing = existing.and_then(|key| this.flights.board_existing(key.query(), cx.waker()));
+                return match existing {
+                    Some(Boarding::Waits(flight, slot)) => {
+                        this.seat = Some(Seat { flight, slot, role: Role::Follower });
+                        Poll::Pending
+                    }
+                    Some(Boarding::Refused(error)) => this.refused(error),
+                    Some(Boarding::Leads(_)) | None => this.refused(LoadError::Cancelled),
+                };
             }
             match this.flights.board(&mut this.source, cx.waker()) {
                 Boarding::Refused(error) => return this.refused(error),
@@ -133,8 +159,8 @@ where
                     let lead = Lead::new(&**this.flights, flight);
                     let Some(plan) = this.plan.take() else { return this.refused(LoadError::Cancelled) };
                     return match depart(this.flights, lead, plan, this.first_poll, cx) {
-                        Departed::Landed(result) => {
-                            Poll::Ready(Landed { result, role: Role::Leader, unused: None })
+                        Departed::Landed(result, spared) => {
+                            Poll::Ready(Landed { result, role: Role::Leader, unused: None, spared })
                         }
                         Departed::Away(flight, slot) => {
                             this.seat = Some(Seat { flight, slot, role: Role::Leader });

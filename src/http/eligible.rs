@@ -1,0 +1,216 @@
+//! Which requests may be coalesced at all. Everything else goes straight through, untouched.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, IF_MATCH, IF_UNMODIFIED_SINCE, PROXY_AUTHORIZATION,
+    RANGE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderMap, Method};
+
+use crate::http::key::MethodClass;
+use crate::http::rule::KeyRule;
+use crate::http::syntax;
+
+/// Whether a request takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Eligibility {
+    /// It does.
+    Take(MethodClass),
+    /// It goes straight through.
+    Pass(PassReason),
+}
+
+/// Why a request goes straight through. When several apply, the first in this order is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum PassReason {
+    /// Neither GET nor HEAD (CONNECT included, plain or extended as in RFC 8441), or a GET that asks a handler to
+    /// treat it as something else.
+    Method,
+    /// It asks for another protocol.
+    Upgrade,
+    /// `Authorization` that is not in the key.
+    Authorization,
+    /// `Proxy-Authorization` that is not in the key.
+    ProxyAuthorization,
+    /// A cookie that is neither in the key nor ignored.
+    Cookie,
+    /// It has a body, or framing that speaks of one.
+    Body,
+    /// `If-Match` or `If-Unmodified-Since`: a condition on the origin's own state.
+    Precondition,
+    /// `Expect`.
+    Expect,
+    /// `Range`, and nothing else against it: it may be answered from a complete stored body.
+    Range,
+}
+
+/// GET, HEAD, OPTIONS and TRACE change nothing (RFC 9110 section 9.2.1). Any other method may, unknown ones included.
+pub(crate) fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+}
+
+/// Whether the request takes part under `rule`. `body_is_empty` is what the body itself says.
+pub(crate) fn classify(parts: &Parts, body_is_empty: bool, rule: &KeyRule) -> Eligibility {
+    let class = match parts.method {
+        Method::GET => MethodClass::Get,
+        Method::HEAD => MethodClass::Head,
+        _ => return Eligibility::Pass(PassReason::Method),
+    };
+    match pass_reason(&parts.headers, body_is_empty, rule) {
+        Some(reason) => Eligibility::Pass(reason),
+        None => Eligibility::Take(class),
+    }
+}
+
+fn pass_reason(headers: &HeaderMap, body_is_empty: bool, rule: &KeyRule) -> Option<PassReason> {
+    let has = |name| headers.contains_key::<http::HeaderName>(name);
+    let reason = if overrides_method(headers) {
+        PassReason::Method
+    } else if has(UPGRADE) || names_upgrade(headers) {
+        PassReason::Upgrade
+    } else if !rule.admits(&AUTHORIZATION, headers) {
+        PassReason::Authorization
+    } else if !rule.admits(&PROXY_AUTHORIZATION, headers) {
+        PassReason::ProxyAuthorization
+    } else if !rule.admits_cookies(headers) {
+        PassReason::Cookie
+    } else if !body_is_empty || has(TRANSFER_ENCODING) || claims_length(headers) {
+        PassReason::Body
+    } else if has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) {
+        PassReason::Precondition
+    } else if has(EXPECT) {
+        PassReason::Expect
+    } else if has(RANGE) {
+        PassReason::Range
+    } else {
+        return None;
+    };
+    Some(reason)
+}
+
+/// The headers by which some frameworks let a GET act as another method. Answers to those are no answers to GET.
+fn overrides_method(headers: &HeaderMap) -> bool {
+    ["x-http-method-override", "x-method-override", "x-http-method"]
+        .iter()
+        .any(|name| headers.contains_key(*name))
+}
+
+fn names_upgrade(headers: &HeaderMap) -> bool {
+    syntax::members(headers, &CONNECTION).any(|member| member.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// Any `Content-Length` but zero, malformed ones included.
+fn claims_length(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_LENGTH).iter().any(|value| syntax::delta_seconds(value.as_bytes()) != Some(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::syntax::tests::map;
+    use http::Request;
+
+    fn of(method: &str, headers: &[(&str, &str)], rule: &KeyRule) -> Eligibility {
+        let (mut parts, ()) = Request::builder().method(method).body(()).unwrap().into_parts();
+        parts.headers = map(headers);
+        classify(&parts, true, rule)
+    }
+
+    fn get(headers: &[(&str, &str)]) -> Eligibility {
+        of("GET", headers, &KeyRule::default())
+    }
+
+    const TAKE: Eligibility = Eligibility::Take(MethodClass::Get);
+
+    #[test]
+    fn only_get_and_head_take_part() {
+        let rule = KeyRule::default();
+        assert_eq!(of("GET", &[], &rule), TAKE);
+        assert_eq!(of("HEAD", &[], &rule), Eligibility::Take(MethodClass::Head));
+        for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PURGE", "get"] {
+            assert_eq!(of(method, &[], &rule), Eligibility::Pass(PassReason::Method), "{method}");
+        }
+    }
+
+    #[test]
+    fn unknown_methods_are_unsafe() {
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+            assert!(is_safe(&method.parse().unwrap()), "{method}");
+        }
+        for method in ["POST", "PUT", "DELETE", "PATCH", "CONNECT", "PROPFIND", "get"] {
+            assert!(!is_safe(&method.parse().unwrap()), "{method}");
+        }
+    }
+
+    #[test]
+    fn each_header_that_forbids_it_passes() {
+        for (name, value, reason) in [
+            ("x-http-method-override", "DELETE", PassReason::Method),
+            ("x-http-method", "DELETE", PassReason::Method),
+            ("x-method-override", "DELETE", PassReason::Method),
+            ("upgrade", "websocket", PassReason::Upgrade),
+            ("connection", "keep-alive, Upgrade", PassReason::Upgrade),
+            ("authorization", "", PassReason::Authorization),
+            ("proxy-authorization", "x", PassReason::ProxyAuthorization),
+            ("cookie", "a=1", PassReason::Cookie),
+            ("content-length", "1", PassReason::Body),
+            ("content-length", "x", PassReason::Body),
+            ("transfer-encoding", "chunked", PassReason::Body),
+            ("if-match", "*", PassReason::Precondition),
+            ("if-unmodified-since", "x", PassReason::Precondition),
+            ("expect", "100-continue", PassReason::Expect),
+            ("range", "bytes=0-1", PassReason::Range),
+        ] {
+            assert_eq!(get(&[(name, value)]), Eligibility::Pass(reason), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn harmless_headers_take_part() {
+        for (name, value) in [
+            ("connection", "keep-alive"),
+            ("content-length", "0"),
+            ("if-none-match", "\"a\""),
+            ("if-modified-since", "x"),
+            ("if-range", "\"a\""),
+            ("cache-control", "no-cache"),
+        ] {
+            assert_eq!(get(&[(name, value)]), TAKE, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_body_passes() {
+        let (parts, ()) = Request::get("/").body(()).unwrap().into_parts();
+        assert_eq!(classify(&parts, false, &KeyRule::default()), Eligibility::Pass(PassReason::Body));
+    }
+
+    #[test]
+    fn every_line_is_looked_at() {
+        assert_eq!(
+            get(&[("content-length", "0"), ("content-length", "5")]),
+            Eligibility::Pass(PassReason::Body)
+        );
+        assert_eq!(
+            get(&[("connection", "close"), ("connection", "upgrade")]),
+            Eligibility::Pass(PassReason::Upgrade)
+        );
+    }
+
+    #[test]
+    fn range_is_named_only_when_nothing_else_is_against_it() {
+        assert_eq!(
+            get(&[("range", "bytes=0-1"), ("authorization", "x")]),
+            Eligibility::Pass(PassReason::Authorization)
+        );
+        assert_eq!(get(&[("range", "bytes=0-1"), ("expect", "x")]), Eligibility::Pass(PassReason::Expect));
+    }
+
+    #[test]
+    fn credentials_in_the_key_take_part() {
+        let rule = KeyRule::default().key_authorization().ignore_cookies(["_ga"]).key_cookies(["session"]);
+        assert_eq!(of("GET", &[("authorization", "x"), ("proxy-authorization", "y")], &rule), TAKE);
+        assert_eq!(of("GET", &[("cookie", "_ga=1; session=2")], &rule), TAKE);
+        assert_eq!(of("GET", &[("cookie", "_ga=1; other=2")], &rule), Eligibility::Pass(PassReason::Cookie));
+    }
+}

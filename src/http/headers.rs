@@ -1,0 +1,292 @@
+//! Headers by what they are for: the closed list that no key needs, and the fields that belong to one connection.
+
+use http::header::{CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName};
+
+use crate::http::syntax;
+
+/// Request headers on which no answer should depend unless the response says so in `Vary`.
+///
+/// Exact names, no patterns: a name that is not here splits the key, which costs a load; a name that is here
+/// wrongly hands one client's answer to another. Hence left out on purpose: `accept*`, `origin`, `sec-fetch-*`,
+/// `forwarded` and `x-forwarded-host/-proto/-port/-prefix/-user` (they end up in links and redirects, or are an
+/// identity), `x-forwarded-client-cert`, `cf-visitor` (a scheme), `cf-ipcountry`, `save-data`, `sec-gpc`, and
+/// `host`, which every key holds in a field of its own.
+const IGNORED: [&str; 78] = [
+    // The connection and the message's framing (RFC 9110 sections 7.6 and 8.6). A request with a body passes by.
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "content-length",
+    "via",
+    "cdn-loop",
+    "priority",
+    // The client's software: a page that depends on it says `Vary: user-agent` (RFC 9110 section 12.5.5) or
+    // `Vary: sec-ch-ua..` (RFC 8942 section 3.2).
+    "user-agent",
+    "sec-ch-ua",
+    "sec-ch-ua-arch",
+    "sec-ch-ua-bitness",
+    "sec-ch-ua-form-factors",
+    "sec-ch-ua-full-version",
+    "sec-ch-ua-full-version-list",
+    "sec-ch-ua-mobile",
+    "sec-ch-ua-model",
+    "sec-ch-ua-platform",
+    "sec-ch-ua-platform-version",
+    "sec-ch-ua-wow64",
+    // Network measurements, different on every request.
+    "downlink",
+    "ect",
+    "rtt",
+    "referer",
+    // Conditions, evaluated on the result (RFC 9110 section 13). `range` never loads: it is answered from a
+    // complete stored body, under the key of the whole, or passes by.
+    "if-none-match",
+    "if-modified-since",
+    "if-range",
+    "range",
+    // Cache directives (RFC 9111 section 5): clients neither widen reuse nor force reloads.
+    "cache-control",
+    "pragma",
+    // Tracing.
+    "traceparent",
+    "tracestate",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+    "uber-trace-id",
+    "sentry-trace",
+    "x-amzn-trace-id",
+    "x-cloud-trace-context",
+    "grpc-trace-bin",
+    "x-datadog-trace-id",
+    "x-datadog-parent-id",
+    "x-datadog-sampling-priority",
+    "x-datadog-origin",
+    "x-datadog-tags",
+    "elastic-apm-traceparent",
+    "newrelic",
+    "x-newrelic-id",
+    "x-newrelic-transaction",
+    "x-ot-span-context",
+    // Request ids and stop-watches.
+    "request-id",
+    "x-request-id",
+    "correlation-id",
+    "x-correlation-id",
+    "x-trace-id",
+    "x-amz-cf-id",
+    "x-azure-ref",
+    "cf-ray",
+    "fly-request-id",
+    "x-vercel-id",
+    "x-request-start",
+    "x-queue-start",
+    "x-envoy-attempt-count",
+    // The client's address.
+    "x-forwarded-for",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "cf-connecting-ip",
+    "true-client-ip",
+    "fastly-client-ip",
+    "fly-client-ip",
+];
+
+const LONGEST: usize = 27;
+
+/// [`IGNORED`] by length: names of `n` bytes are `sorted[starts[n]..starts[n + 1]]`.
+struct ByLength {
+    sorted: [&'static str; IGNORED.len()],
+    starts: [usize; LONGEST + 2],
+}
+
+static BY_LENGTH: ByLength = by_length();
+
+const fn by_length() -> ByLength {
+    let mut table = ByLength { sorted: [""; IGNORED.len()], starts: [0; LONGEST + 2] };
+    let (mut length, mut filled) = (0, 0);
+    while length <= LONGEST {
+        table.starts[length] = filled;
+        let mut i = 0;
+        while i < IGNORED.len() {
+            if IGNORED[i].len() == length {
+                table.sorted[filled] = IGNORED[i];
+                filled += 1;
+            }
+            i += 1;
+        }
+        length += 1;
+    }
+    table.starts[length] = filled;
+    assert!(filled == IGNORED.len(), "LONGEST is shorter than a name of the list");
+    table
+}
+
+/// Whether `name` is on the closed list of request headers that no key needs. Compares with the few names of the
+/// same length, allocates nothing.
+pub(crate) fn ignored(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let Some(&[start, end]) = BY_LENGTH.starts.get(name.len()..name.len() + 2) else { return false };
+    BY_LENGTH.sorted[start..end].contains(&name)
+}
+
+/// Removes what belongs to one connection only, from a response that is to be stored or shared: `Connection` and
+/// each field it names (RFC 9110 section 7.6.1), the fields that section lists for senders who do not name them, and
+/// the `Proxy-*` credentials (RFC 9111 section 3.1). `Trailer` stays: the trailers do too.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        // Members that are no field names (`\xff`, `a b`) name nothing.
+        let named: Vec<HeaderName> = syntax::members(headers, &CONNECTION)
+            .filter_map(|member| HeaderName::from_bytes(member).ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [TE, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION] {
+        headers.remove(name);
+    }
+    for name in ["keep-alive", "proxy-connection", "proxy-authentication-info"] {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::syntax::tests::map;
+
+    fn is_ignored(name: &'static str) -> bool {
+        ignored(&HeaderName::from_static(name))
+    }
+
+    #[test]
+    fn every_name_of_the_list_is_found() {
+        for name in IGNORED {
+            assert!(is_ignored(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_list_has_no_name_twice() {
+        let mut names = IGNORED.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), IGNORED.len());
+    }
+
+    #[test]
+    fn what_may_tell_answers_apart_is_not_ignored() {
+        for name in [
+            "accept",
+            "accept-encoding",
+            "accept-language",
+            "accept-charset",
+            "authorization",
+            "cookie",
+            "cf-ipcountry",
+            "cf-visitor",
+            "content-type",
+            "expect",
+            "forwarded",
+            "from",
+            "host",
+            "if-match",
+            "origin",
+            "proxy-authorization",
+            "save-data",
+            "sec-fetch-dest",
+            "sec-fetch-mode",
+            "sec-fetch-site",
+            "sec-fetch-user",
+            "x-api-key",
+            "x-csrf-token",
+            "x-forwarded-client-cert",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x-forwarded-prefix",
+            "x-forwarded-proto",
+            "x-forwarded-user",
+            "x-http-method-override",
+            "x-original-url",
+            "x-rewrite-url",
+            "x-tenant",
+        ] {
+            assert!(!is_ignored(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_near_the_list_split() {
+        for name in ["x-b3", "x-b3-tenant", "sec-ch-ua-", "sec-ch-uaa", "dn", "user-agents", "x"] {
+            assert!(!is_ignored(name), "{name}");
+        }
+        let long = HeaderName::from_bytes(&[b'a'; 300]).unwrap();
+        assert!(!ignored(&long));
+        for length in 1..60 {
+            assert!(!ignored(&HeaderName::from_bytes(&vec![b'a'; length]).unwrap()), "{length}");
+        }
+    }
+
+    #[test]
+    fn names_are_compared_without_case() {
+        assert!(ignored(&HeaderName::from_bytes(b"X-Request-ID").unwrap()));
+    }
+
+    fn left(lines: &[(&str, &[u8])]) -> Vec<String> {
+        let mut headers = map(lines);
+        strip_hop_by_hop(&mut headers);
+        let mut names: Vec<_> = headers.keys().map(|name| name.as_str().to_owned()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn fields_of_one_connection_go_and_trailer_stays() {
+        let lines: Vec<(&str, &[u8])> = [
+            "connection",
+            "keep-alive",
+            "proxy-connection",
+            "te",
+            "transfer-encoding",
+            "upgrade",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "proxy-authentication-info",
+            "trailer",
+            "content-type",
+        ]
+        .map(|name| (name, &b"x"[..]))
+        .to_vec();
+        assert_eq!(left(&lines), ["content-type", "trailer"]);
+    }
+
+    #[test]
+    fn fields_named_by_any_connection_line_go() {
+        assert_eq!(
+            left(&[
+                ("connection", b"close, X-One ,,"),
+                ("connection", b"\tx-TWO\t"),
+                ("connection", b"\xff, a b, x-three"),
+                ("x-one", b"1"),
+                ("x-two", b"2"),
+                ("x-two", b"2 again"),
+                ("x-three", b"3"),
+                ("x-four", b"4"),
+            ]),
+            ["x-four"]
+        );
+    }
+}

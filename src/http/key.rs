@@ -1,0 +1,144 @@
+//! The key of a request: two requests share one only if a handler could not tell them apart by anything that
+//! counts.
+//!
+//! Bytes are taken as they came. Nothing is normalised, decoded or lower-cased: a handler may see the difference.
+
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, Uri};
+
+use crate::http::rule::KeyRule;
+use crate::http::vary::VarySpec;
+use crate::http::writer::{KeyTooLong, KeyWriter};
+
+/// GET and HEAD never share a key; whoever answers a HEAD from a GET asks for the GET's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum MethodClass {
+    /// GET.
+    Get,
+    /// HEAD.
+    Head,
+}
+
+/// What a key is made of, apart from the rule.
+pub(crate) struct KeyInput<'a> {
+    /// The method.
+    pub(crate) class: MethodClass,
+    /// The request as this layer sees it.
+    pub(crate) parts: &'a Parts,
+    /// The URI as the outermost router saw it: without it two nested routers would share keys.
+    pub(crate) original: Option<&'a Uri>,
+    /// Goes up when everything stored is to be forgotten.
+    pub(crate) generation: u64,
+    /// The headers that the last response under this key named in `Vary`, [without](VarySpec::without_keyed) those
+    /// that the rule keys.
+    pub(crate) vary: &'a VarySpec,
+    /// What the operator's own function adds.
+    pub(crate) extra: &'a [u8],
+}
+
+impl KeyInput<'_> {
+    /// Writes the whole key into `out`, in place of what is there.
+    ///
+    /// In this order: fingerprint, generation, class, both URIs, `Host`, headers, cookies, the headers of `vary`,
+    /// `extra`; each field length-prefixed, each repetition counted. Allocates only what `out` grows by, unless the
+    /// request has more than [`ON_STACK`] headers that count.
+    ///
+    /// # Errors
+    /// [`KeyTooLong`] beyond [`MAX_KEY_BYTES`](crate::http::writer::MAX_KEY_BYTES); `out` is empty then.
+    pub(crate) fn write(&self, rule: &KeyRule, out: &mut Vec<u8>) -> Result<(), KeyTooLong> {
+        let written = self.write_fields(rule, &mut KeyWriter::new(out));
+        if written.is_err() {
+            out.clear();
+        }
+        written
+    }
+
+    fn write_fields(&self, rule: &KeyRule, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+        let Self { parts, extra, .. } = self;
+        key.fixed(rule.fingerprint().to_be_bytes())?;
+        key.fixed(self.generation.to_be_bytes())?;
+        key.fixed([match self.class {
+            MethodClass::Get => b'G',
+            MethodClass::Head => b'H',
+        }])?;
+        write_uri(&parts.uri, key)?;
+        match self.original {
+            None => key.fixed([b'-'])?,
+            Some(original) if same_bytes(original, &parts.uri) => key.fixed([b'='])?,
+            Some(original) => {
+                key.fixed([b'+'])?;
+                write_uri(original, key)?;
+            }
+        }
+        let hosts = parts.headers.get_all(HOST);
+        key.count(hosts.iter().count())?;
+        for host in hosts {
+            key.field(host.as_bytes())?;
+        }
+        write_headers(rule, &parts.headers, key)?;
+        rule.cookies().write(&parts.headers, key)?;
+        self.vary.write(&parts.headers, key)?;
+        key.field(extra)
+    }
+}
+
+fn write_uri(uri: &Uri, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+    key.optional(uri.scheme_str().map(str::as_bytes))?;
+    key.optional(uri.authority().map(|authority| authority.as_str().as_bytes()))?;
+    key.field(uri.path().as_bytes())?;
+    key.optional(uri.query().map(str::as_bytes))
+}
+
+/// `Uri`'s own equality ignores case in the authority.
+fn same_bytes(a: &Uri, b: &Uri) -> bool {
+    a.path() == b.path()
+        && a.query() == b.query()
+        && a.scheme_str() == b.scheme_str()
+        && a.authority().map(Authority::as_str) == b.authority().map(Authority::as_str)
+}
+
+/// How many header lines are sorted without an allocation.
+const ON_STACK: usize = 32;
+
+/// One header line, ordered by name and then by its place in the request.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Line<'a> {
+    name: &'a str,
+    place: usize,
+    value: &'a [u8],
+}
+
+/// Writes the lines that count: names in one order whatever the order in the request, lines of one name in theirs.
+fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+    let lines = headers
+        .iter()
+        .enumerate()
+        .filter(|(_, (name, _))| **name != HOST && rule.keys(name))
+        .map(|(place, (name, value))| Line { name: name.as_str(), place, value: value.as_bytes() });
+    if headers.len() > ON_STACK {
+        let mut all: Vec<_> = lines.collect();
+        return write_lines(&mut all, key);
+    }
+    let mut some = [Line { name: "", place: 0, value: &[] }; ON_STACK];
+    let mut filled = 0;
+    for line in lines {
+        some[filled] = line;
+        filled += 1;
+    }
+    write_lines(&mut some[..filled], key)
+}
+
+fn write_lines(lines: &mut [Line<'_>], key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+    lines.sort_unstable();
+    key.count(lines.len())?;
+    for line in lines {
+        key.field(line.name.as_bytes())?;
+        key.field(line.value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,26 @@
+//! HTTP policy: from `http` types to a key and a verdict.
+//!
+//! Pure functions of their arguments. Nothing here reads a clock, waits, or knows of flights and stores: the
+//! layer brings the request, the response head and the time of day, and gets back what it may do with them.
+//!
+//! | question | module |
+//! |---|---|
+//! | may this request be coalesced at all? | [`eligible`] |
+//! | which requests are the same request? | [`key`], by the [`rule`], [`vary`] and [`cookies`] |
+//! | may this response be given to others, and kept for how long? | [`verdict`], from [`cache_control`] and [`freshness`] |
+//! | has the client this body already? | [`conditional`] |
+//! | what does an unsafe request make out of date? | [`origin`] |
+
+pub(crate) mod cache_control;
+pub(crate) mod conditional;
+pub(crate) mod cookies;
+pub(crate) mod eligible;
+pub(crate) mod freshness;
+pub(crate) mod headers;
+pub(crate) mod key;
+pub(crate) mod origin;
+pub(crate) mod rule;
+pub(crate) mod syntax;
+pub(crate) mod vary;
+pub(crate) mod verdict;
+pub(crate) mod writer;

@@ -1,0 +1,256 @@
+//! Which request headers tell one request from another: everything but a closed list, unless the operator says
+//! otherwise.
+
+use http::header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION};
+use http::{HeaderMap, HeaderName};
+
+use crate::http::cookies::CookieRule;
+use crate::http::headers;
+
+/// Changes when the default list or the layout of keys does, so that a store shared by two versions of this crate
+/// never mixes their keys.
+const RULE_VERSION: u8 = 1;
+
+/// The rule by which requests get their key. `Default` is the safe one.
+///
+/// `Authorization`, `Proxy-Authorization` and `Cookie` never count unless asked for, and a request that carries one
+/// that does not count is not eligible: see [`admits`](Self::admits) and
+/// [`admits_cookies`](Self::admits_cookies).
+#[derive(Debug, Clone)]
+pub(crate) struct KeyRule {
+    /// These headers only, in place of all but the closed list.
+    only: Option<Vec<HeaderName>>,
+    ignored: Vec<HeaderName>,
+    authorization: bool,
+    cookies: CookieRule,
+    fingerprint: u64,
+}
+
+impl Default for KeyRule {
+    fn default() -> Self {
+        let rule = Self {
+            only: None,
+            ignored: Vec::new(),
+            authorization: false,
+            cookies: CookieRule::default(),
+            fingerprint: 0,
+        };
+        rule.sealed()
+    }
+}
+
+impl KeyRule {
+    /// Leaves `name` out of the key, in addition to the closed list. `Vary` still counts it where a response names it.
+    /// Does not make requests with credentials eligible, and does not touch `Host`.
+    pub(crate) fn ignore_header(mut self, name: HeaderName) -> Self {
+        self.ignored.push(name);
+        sort_set(&mut self.ignored);
+        self.sealed()
+    }
+
+    /// Keys these headers and no others. None at all is the classic key of a shared cache: method, URI and `Vary`
+    /// (RFC 9111 section 2). Naming `authorization` or `cookie` opts those in.
+    pub(crate) fn key_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        let mut names = names.into_iter().collect();
+        sort_set(&mut names);
+        self.only = Some(names);
+        self.sealed()
+    }
+
+    /// Makes requests eligible whose cookies are all named here or in [`key_cookies`](Self::key_cookies).
+    pub(crate) fn ignore_cookies(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.cookies.ignore(names);
+        self.sealed()
+    }
+
+    /// Puts these cookies into the key. Others must be ignored by name, or the request is not eligible.
+    pub(crate) fn key_cookies(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.cookies.key(names);
+        self.sealed()
+    }
+
+    /// Puts `Authorization` and `Proxy-Authorization` into the key, and so makes requests with them eligible.
+    pub(crate) fn key_authorization(mut self) -> Self {
+        self.authorization = true;
+        self.sealed()
+    }
+
+    /// Tells rules apart: the same for the same settings in any order, in every process of one version of this crate.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// The rule on single cookies.
+    pub(crate) fn cookies(&self) -> &CookieRule {
+        &self.cookies
+    }
+
+    /// Whether the key holds all values of `name`.
+    pub(crate) fn keys(&self, name: &HeaderName) -> bool {
+        if *name == HOST {
+            return true;
+        }
+        if !self.ignored.is_empty() && self.ignored.contains(name) {
+            return false;
+        }
+        let named = self.only.as_ref().is_some_and(|only| only.contains(name));
+        if *name == AUTHORIZATION || *name == PROXY_AUTHORIZATION {
+            self.authorization || named
+        } else if *name == COOKIE {
+            named
+        } else {
+            named || (self.only.is_none() && !headers::ignored(name))
+        }
+    }
+
+    /// Whether `Vary: name` adds nothing to the key. Beyond [`keys`](Self::keys): once the operator has sorted the
+    /// cookies, those that are not in the key have no say, whatever `Vary: cookie` means by them.
+    pub(crate) fn settles(&self, name: &HeaderName) -> bool {
+        self.keys(name) || (*name == COOKIE && !self.cookies.is_empty())
+    }
+
+    /// Whether `name`, a header that carries credentials, is absent or in the key.
+    pub(crate) fn admits(&self, name: &HeaderName, headers: &HeaderMap) -> bool {
+        !headers.contains_key(name) || self.keys(name)
+    }
+
+    /// Whether the request has no cookies, or only such as the operator sorted.
+    pub(crate) fn admits_cookies(&self, headers: &HeaderMap) -> bool {
+        self.admits(&COOKIE, headers) || (!self.cookies.is_empty() && self.cookies.covers(headers))
+    }
+
+    /// Whether the key of an eligible request holds credentials: then it is one principal's alone.
+    pub(crate) fn holds_principal(&self, headers: &HeaderMap) -> bool {
+        [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE]
+            .iter()
+            .any(|name| headers.contains_key(name) && self.keys(name))
+            || self.cookies.keys_any_of(headers)
+    }
+
+    fn sealed(mut self) -> Self {
+        let mut hash = Fnv1a::default();
+        hash.write(&[RULE_VERSION, u8::from(self.authorization), u8::from(self.only.is_some())]);
+        let only = self.only.as_deref().unwrap_or_default();
+        hash.list(only.iter().map(HeaderName::as_str));
+        hash.list(self.ignored.iter().map(HeaderName::as_str));
+        hash.list(self.cookies.ignored().iter().map(String::as_str));
+        hash.list(self.cookies.keyed().iter().map(String::as_str));
+        self.fingerprint = hash.0;
+        self
+    }
+}
+
+fn sort_set(names: &mut Vec<HeaderName>) {
+    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+}
+
+/// FNV-1a, 64 bits: the same in every process, which `std`'s hashers do not promise. It tells an operator's few
+/// settings apart; nothing a client sends reaches it.
+struct Fnv1a(u64);
+
+impl Default for Fnv1a {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv1a {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn list<'a>(&mut self, names: impl ExactSizeIterator<Item = &'a str>) {
+        self.write(&(names.len() as u64).to_be_bytes());
+        for name in names {
+            self.write(&(name.len() as u64).to_be_bytes());
+            self.write(name.as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::syntax::tests::map;
+    use http::header::{ACCEPT, USER_AGENT};
+
+    const X_TENANT: HeaderName = HeaderName::from_static("x-tenant");
+
+    #[test]
+    fn by_default_everything_counts_but_the_list_and_credentials() {
+        let rule = KeyRule::default();
+        assert!(rule.keys(&X_TENANT) && rule.keys(&ACCEPT) && rule.keys(&HOST));
+        for name in [USER_AGENT, AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE] {
+            assert!(!rule.keys(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn ignoring_a_header_takes_it_out_and_host_stays() {
+        let rule = KeyRule::default().ignore_header(X_TENANT).ignore_header(HOST);
+        assert!(!rule.keys(&X_TENANT));
+        assert!(rule.keys(&HOST) && rule.keys(&ACCEPT));
+    }
+
+    #[test]
+    fn named_headers_replace_the_rule() {
+        let rule = KeyRule::default().key_headers([USER_AGENT]);
+        assert!(rule.keys(&USER_AGENT) && rule.keys(&HOST));
+        assert!(!rule.keys(&ACCEPT) && !rule.keys(&X_TENANT));
+        assert!(!KeyRule::default().key_headers([]).keys(&ACCEPT));
+    }
+
+    #[test]
+    fn credentials_are_admitted_only_in_the_key() {
+        let request = map(&[("authorization", "x"), ("cookie", "a=1")]);
+        let default = KeyRule::default();
+        assert!(!default.admits(&AUTHORIZATION, &request) && !default.admits_cookies(&request));
+        let ignoring = KeyRule::default().ignore_header(AUTHORIZATION).ignore_header(COOKIE);
+        assert!(!ignoring.admits(&AUTHORIZATION, &request) && !ignoring.admits_cookies(&request));
+        let contradictory = KeyRule::default().key_authorization().ignore_header(AUTHORIZATION);
+        assert!(!contradictory.admits(&AUTHORIZATION, &request));
+
+        let keyed = KeyRule::default().key_authorization();
+        assert!(keyed.keys(&AUTHORIZATION) && keyed.keys(&PROXY_AUTHORIZATION));
+        assert!(keyed.admits(&AUTHORIZATION, &request) && !keyed.admits_cookies(&request));
+        assert!(KeyRule::default().key_headers([]).key_authorization().keys(&AUTHORIZATION));
+        let named = KeyRule::default().key_headers([AUTHORIZATION, COOKIE]);
+        assert!(named.admits(&AUTHORIZATION, &request) && named.admits_cookies(&request));
+    }
+
+    #[test]
+    fn a_principal_is_what_the_key_holds_of_one() {
+        let none = map(&[("accept", "*/*"), ("cookie", "_ga=1")]);
+        let cookie = map(&[("cookie", "session=1")]);
+        let bearer = map(&[("authorization", "Bearer t")]);
+        let rule = KeyRule::default().key_authorization().ignore_cookies(["_ga"]).key_cookies(["session"]);
+        assert!(!rule.holds_principal(&none));
+        assert!(rule.holds_principal(&cookie) && rule.holds_principal(&bearer));
+        assert!(KeyRule::default().key_headers([COOKIE]).holds_principal(&cookie));
+    }
+
+    #[test]
+    fn fingerprints_differ_with_every_setting_and_not_with_their_order() {
+        let rules = [
+            KeyRule::default(),
+            KeyRule::default().ignore_header(ACCEPT),
+            KeyRule::default().key_headers([ACCEPT]),
+            KeyRule::default().key_headers([]),
+            KeyRule::default().key_authorization(),
+            KeyRule::default().ignore_cookies(["accept"]),
+            KeyRule::default().key_cookies(["accept"]),
+            KeyRule::default().key_cookies(["acc", "ept"]),
+        ];
+        for (i, one) in rules.iter().enumerate() {
+            for other in &rules[..i] {
+                assert_ne!(one.fingerprint(), other.fingerprint(), "{one:?} {other:?}");
+            }
+        }
+        let one = KeyRule::default().ignore_header(ACCEPT).ignore_header(X_TENANT).ignore_header(ACCEPT);
+        let other = KeyRule::default().ignore_header(X_TENANT).ignore_header(ACCEPT);
+        assert_eq!(one.fingerprint(), other.fingerprint());
+    }
+}

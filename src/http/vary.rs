@@ -1,0 +1,171 @@
+//! `Vary`: which request headers a response depends on beyond the key (RFC 9110 section 12.5.5).
+
+use std::sync::Arc;
+
+use http::header::VARY;
+use http::{HeaderMap, HeaderName};
+
+use crate::http::rule::KeyRule;
+use crate::http::syntax::{members, trim_ows};
+use crate::http::writer::{KeyTooLong, KeyWriter};
+
+/// What a response says in `Vary`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Vary {
+    /// On something no request header tells: `*` among the members, or a member that is no field name.
+    Any,
+    /// On these headers, perhaps on none.
+    Names(VarySpec),
+}
+
+/// Names of request headers: sorted, lower case, each once. Empty without an allocation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct VarySpec(Arc<[HeaderName]>);
+
+impl VarySpec {
+    /// Reads all `Vary` lines of a response.
+    pub(crate) fn parse(headers: &HeaderMap) -> Vary {
+        if !headers.contains_key(VARY) {
+            return Vary::Names(Self::default());
+        }
+        // `*` would be a valid field name, so it is looked for by itself.
+        let names = members(headers, &VARY).map(|member| match member {
+            b"*" => None,
+            name => HeaderName::from_bytes(name).ok(),
+        });
+        names.collect::<Option<Vec<_>>>().map_or(Vary::Any, |names| Vary::Names(Self::new(names)))
+    }
+
+    fn new(mut names: Vec<HeaderName>) -> Self {
+        names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        names.dedup();
+        if names.is_empty() { Self::default() } else { Self(names.into()) }
+    }
+
+    /// The names, sorted.
+    pub(crate) fn names(&self) -> &[HeaderName] {
+        &self.0
+    }
+
+    /// Whether the key alone tells everything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// These names and those of `other`.
+    pub(crate) fn with(&self, other: &Self) -> Self {
+        if other.0.iter().all(|name| self.0.contains(name)) {
+            return self.clone();
+        }
+        Self::new(self.0.iter().chain(&*other.0).cloned().collect())
+    }
+
+    /// Without the names that `rule` keys anyway.
+    pub(crate) fn without_keyed(&self, rule: &KeyRule) -> Self {
+        if !self.0.iter().any(|name| rule.settles(name)) {
+            return self.clone();
+        }
+        Self::new(self.0.iter().filter(|name| !rule.settles(name)).cloned().collect())
+    }
+
+    /// Writes the names and the values that the request has for them.
+    ///
+    /// Values are trimmed and otherwise taken as they are. Lines are kept apart, though RFC 9111 section 4.1 allows
+    /// to join them: a handler that reads the first line only tells `a` + `b` from `a, b`.
+    pub(crate) fn write(&self, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+        key.count(self.0.len())?;
+        for name in &*self.0 {
+            let lines = headers.get_all(name);
+            key.field(name.as_str().as_bytes())?;
+            // No line and an empty line differ.
+            key.count(lines.iter().count())?;
+            for line in lines {
+                key.field(trim_ows(line.as_bytes()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::syntax::tests::map;
+
+    fn spec(lines: &[(&str, &[u8])]) -> Option<Vec<String>> {
+        match VarySpec::parse(&map(lines)) {
+            Vary::Any => None,
+            Vary::Names(spec) => Some(spec.names().iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    fn written(vary: &str, request: &[(&str, &str)]) -> Vec<u8> {
+        let Vary::Names(spec) = VarySpec::parse(&map(&[("vary", vary)])) else { panic!("any") };
+        let mut out = Vec::new();
+        spec.write(&map(request), &mut KeyWriter::new(&mut out)).unwrap();
+        out
+    }
+
+    #[test]
+    fn names_are_sorted_lower_case_and_once() {
+        assert_eq!(spec(&[]).unwrap(), Vec::<String>::new());
+        assert_eq!(spec(&[("vary", b" ,, ")]).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            spec(&[("vary", b"User-Agent ,accept,"), ("vary", b"\tACCEPT"), ("vary", b"")]).unwrap(),
+            ["accept", "user-agent"]
+        );
+    }
+
+    #[test]
+    fn a_star_anywhere_is_any() {
+        assert_eq!(spec(&[("vary", b"*")]), None);
+        assert_eq!(spec(&[("vary", b"accept"), ("vary", b"origin , * ")]), None);
+    }
+
+    #[test]
+    fn a_member_that_is_no_name_is_any() {
+        for bad in [&b"accept encoding"[..], b"accept, \xff", b"a;b", b"\"accept\""] {
+            assert_eq!(spec(&[("vary", bad)]), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn values_split_and_absent_is_not_empty() {
+        let absent = written("user-agent", &[]);
+        let empty = written("user-agent", &[("user-agent", "")]);
+        let one = written("user-agent", &[("user-agent", "a")]);
+        assert!(absent != empty && empty != one && absent != one);
+    }
+
+    #[test]
+    fn white_space_around_a_value_does_not_split() {
+        assert_eq!(written("x", &[("x", " a\t")]), written("x", &[("x", "a")]));
+        assert_ne!(written("x", &[("x", "a b")]), written("x", &[("x", "a  b")]));
+    }
+
+    #[test]
+    fn lines_are_not_joined() {
+        assert_ne!(written("x", &[("x", "a"), ("x", "b")]), written("x", &[("x", "a, b")]));
+        assert_ne!(written("x", &[("x", "a"), ("x", "b")]), written("x", &[("x", "b"), ("x", "a")]));
+    }
+
+    #[test]
+    fn a_value_cannot_move_to_another_name() {
+        assert_ne!(written("x, y", &[("x", "a")]), written("x, y", &[("y", "a")]));
+        assert_ne!(written("x, y", &[("x", "y")]), written("x, y", &[("y", "y")]));
+        assert_ne!(written("x", &[]), written("y", &[]));
+    }
+
+    #[test]
+    fn keyed_names_are_dropped() {
+        let Vary::Names(spec) = VarySpec::parse(&map(&[("vary", "accept, user-agent, cookie, host")])) else {
+            panic!("any")
+        };
+        let left = |rule: KeyRule| -> Vec<String> {
+            spec.without_keyed(&rule).names().iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(left(KeyRule::default()), ["cookie", "user-agent"]);
+        assert_eq!(left(KeyRule::default().ignore_cookies(["_ga"])), ["user-agent"]);
+        assert_eq!(left(KeyRule::default().key_headers([])), ["accept", "cookie", "user-agent"]);
+    }
+}

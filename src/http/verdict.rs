@@ -1,0 +1,269 @@
+//! What may be done with a response: give it to those who wait for the same key, and keep it for how long.
+//!
+//! A response is given away only if nothing in its head ties it to the request that caused it, and kept only if
+//! its own word or the operator's lets it.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{
+    CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, PRAGMA, PROXY_AUTHENTICATE, SET_COOKIE, WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, StatusCode};
+
+use crate::http::cache_control::ResponseDirectives;
+use crate::http::freshness::{MAX_LIFETIME, apparent_age, explicit_lifetime};
+use crate::http::syntax::members;
+use crate::http::vary::{Vary, VarySpec};
+
+/// The operator's word on times.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HttpPolicy {
+    /// How long a 200 is fresh that says nothing about freshness. `None` keeps nothing beyond the response's own word.
+    pub(crate) default_ttl: Option<Duration>,
+    /// The stale-while-revalidate window of what is kept by [`default_ttl`](Self::default_ttl).
+    pub(crate) default_swr: Duration,
+    /// The same window for a response that states how long it is fresh and no window of its own. Zero unless the
+    /// operator asks for it: a response that says 60 seconds is not served after 61 (RFC 9111 section 4.2.4).
+    pub(crate) granted_swr: Duration,
+    /// The stale-if-error window of a response that states none of its own.
+    pub(crate) stale_if_error: Duration,
+    /// The most that stale-while-revalidate may be, whoever states it.
+    pub(crate) max_swr: Option<Duration>,
+    /// The most that stale-if-error may be, whoever states it.
+    pub(crate) max_sie: Option<Duration>,
+}
+
+/// What of the request matters to the verdict.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RequestFacts {
+    /// It says `no-store`: the response goes to those waiting and is not kept (RFC 9111 section 5.2.1.5).
+    pub(crate) no_store: bool,
+    /// Its key holds credentials, see [`KeyRule::holds_principal`](crate::http::rule::KeyRule::holds_principal).
+    pub(crate) principal_in_key: bool,
+}
+
+/// What may be done with a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// Whether those waiting may have it.
+    pub(crate) share: Share,
+    /// Whether and how long it may be kept. Never without `share`. The answer to a HEAD is never kept, whatever
+    /// stands here.
+    pub(crate) store: Option<Lifetime>,
+    /// The request headers it depends on beyond the key. Empty for `Vary: *`, which is not shared.
+    pub(crate) vary: VarySpec,
+}
+
+/// Whether those waiting may have a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Share {
+    /// They may.
+    Yes,
+    /// Each runs its own request.
+    No(NotShared),
+}
+
+/// Why a response is one client's alone. When several reasons apply, the first in this order is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum NotShared {
+    /// 1xx: not the final word, or another protocol.
+    Informational,
+    /// 206 or `Content-Range`: not the whole.
+    Partial,
+    /// 304: without the client's own conditions it answers nobody.
+    NotModified,
+    /// `Set-Cookie`.
+    SetCookie,
+    /// `Clear-Site-Data`: it acts on the data that one client keeps.
+    ClearSiteData,
+    /// `private`, with field names or without.
+    Private,
+    /// `no-store`, or a `Cache-Control` that cannot be read to its end.
+    NoStore,
+    /// `no-cache`, with field names or without; `Pragma: no-cache` where there is no `Cache-Control`.
+    NoCache,
+    /// `Vary: *`.
+    VaryAny,
+    /// `WWW-Authenticate` or `Proxy-Authenticate`.
+    Challenge,
+    /// `Authentication-Info` or `Proxy-Authentication-Info`.
+    AuthenticationInfo,
+    /// A status that blames the one client, and no word that it is fresh.
+    ClientFault,
+    /// `text/event-stream`, and no word that it is fresh.
+    EventStream,
+}
+
+/// How long a response may be kept. Times count from its generation, `age` before it arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    /// How old it is on arrival.
+    pub(crate) age: Duration,
+    /// The total freshness lifetime. Not above `age` for a response that is kept for its stale windows alone.
+    pub(crate) fresh_for: Duration,
+    /// How long after the end of freshness it may be served while it is refreshed.
+    pub(crate) stale_while_revalidate: Duration,
+    /// How long after the end of freshness it may be served because a load fails.
+    pub(crate) stale_if_error: Duration,
+    /// It must not be served stale on any ground, a waiter's time-out included; both windows are zero.
+    pub(crate) revalidate: bool,
+}
+
+impl Lifetime {
+    /// Whether there is nothing left: neither freshness nor a stale window, already on arrival.
+    fn is_over(&self) -> bool {
+        self.age >= self.fresh_for + self.stale_while_revalidate.max(self.stale_if_error)
+    }
+}
+
+/// Judges the head of a response that arrived at `now`.
+pub(crate) fn judge(
+    request: RequestFacts,
+    status: StatusCode,
+    headers: &HeaderMap,
+    policy: &HttpPolicy,
+    now: SystemTime,
+) -> Verdict {
+    let directives = ResponseDirectives::parse(headers);
+    let age = apparent_age(headers, now);
+    let explicit = explicit_lifetime(headers, &directives, now);
+    let is_fresh = explicit.is_some_and(|lifetime| lifetime > age);
+    let vary = match VarySpec::parse(headers) {
+        Vary::Any => None,
+        Vary::Names(names) => Some(names),
+    };
+    let share = match not_shared(status, headers, &directives, vary.is_none(), is_fresh) {
+        Some(reason) => Share::No(reason),
+        None => Share::Yes,
+    };
+    let store = if share == Share::Yes && !request.no_store && may_keep(status, &directives) {
+        lifetime(request, status, &directives, age, explicit, policy).filter(|lifetime| !lifetime.is_over())
+    } else {
+        None
+    };
+    Verdict { share, store, vary: vary.unwrap_or_default() }
+}
+
+fn not_shared(
+    status: StatusCode,
+    headers: &HeaderMap,
+    directives: &ResponseDirectives,
+    varies_on_anything: bool,
+    is_fresh: bool,
+) -> Option<NotShared> {
+    let has = |name: &str| headers.contains_key(name);
+    let reason = if status.is_informational() {
+        NotShared::Informational
+    } else if status == StatusCode::PARTIAL_CONTENT || headers.contains_key(CONTENT_RANGE) {
+        NotShared::Partial
+    } else if status == StatusCode::NOT_MODIFIED {
+        NotShared::NotModified
+    } else if headers.contains_key(SET_COOKIE) {
+        NotShared::SetCookie
+    } else if has("clear-site-data") {
+        NotShared::ClearSiteData
+    } else if directives.private {
+        // Even where the key holds the principal: `private` may mean one device, or one moment, of a user.
+        NotShared::Private
+    } else if forbids_storing(status, directives) {
+        NotShared::NoStore
+    } else if directives.no_cache || pragma_no_cache(headers) {
+        NotShared::NoCache
+    } else if varies_on_anything {
+        NotShared::VaryAny
+    } else if headers.contains_key(WWW_AUTHENTICATE) || headers.contains_key(PROXY_AUTHENTICATE) {
+        NotShared::Challenge
+    } else if has("authentication-info") || has("proxy-authentication-info") {
+        NotShared::AuthenticationInfo
+    } else if is_client_fault(status) && !is_fresh {
+        NotShared::ClientFault
+    } else if is_event_stream(headers) && !is_fresh {
+        NotShared::EventStream
+    } else {
+        return None;
+    };
+    Some(reason)
+}
+
+/// `no-store`, unless `must-understand` stands beside it and the status is understood (RFC 9111 section 5.2.2.3).
+fn forbids_storing(status: StatusCode, directives: &ResponseDirectives) -> bool {
+    directives.no_store && !(directives.must_understand && is_understood(status))
+}
+
+/// Whether the status lets a response be kept at all (RFC 9111 section 3). 1xx, 206 and 304 are not shared, and so
+/// never get here.
+fn may_keep(status: StatusCode, directives: &ResponseDirectives) -> bool {
+    // Above 599 there are no statuses (RFC 9110 section 15).
+    status.as_u16() < 600 && (!directives.must_understand || is_understood(status))
+}
+
+/// Statuses whose demands on caches are those of every whole response (RFC 9110 section 15.1).
+fn is_understood(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 302 | 307 | 308 | 404 | 405 | 410 | 414 | 501)
+}
+
+/// Statuses that may be due to what only this client did or is.
+fn is_client_fault(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 403 | 407 | 408 | 413 | 421 | 425 | 426 | 429 | 431 | 451)
+}
+
+/// HTTP/1.0 frameworks say so, and mean `Cache-Control: no-cache` (RFC 9111 section 5.4 defines it for requests).
+fn pragma_no_cache(headers: &HeaderMap) -> bool {
+    !headers.contains_key(CACHE_CONTROL)
+        && members(headers, &PRAGMA).any(|member| member.eq_ignore_ascii_case(b"no-cache"))
+}
+
+/// Whether the body is a stream of events without an end (HTML Living Standard, section 9.2).
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_TYPE).iter().any(|line| {
+        let media_type = line.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        media_type.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+    })
+}
+
+/// How long a response that is shared and may be kept may be kept; perhaps over already.
+///
+/// `Authorization` alone would forbid a shared cache to keep it without `public`, `s-maxage` or `must-revalidate`
+/// (RFC 9111 section 3.5). Here the credentials are part of the key, so only who sends the same ones gets it.
+fn lifetime(
+    request: RequestFacts,
+    status: StatusCode,
+    directives: &ResponseDirectives,
+    age: Duration,
+    explicit: Option<Duration>,
+    policy: &HttpPolicy,
+) -> Option<Lifetime> {
+    let (fresh_for, granted_swr, granted_sie) = match explicit {
+        // Said to be stale on arrival: only the response itself may open a window then.
+        Some(fresh_for) if fresh_for <= age => (fresh_for, Duration::ZERO, Duration::ZERO),
+        Some(fresh_for) => (fresh_for, policy.granted_swr, policy.stale_if_error),
+        None if status == StatusCode::OK => (policy.default_ttl?, policy.default_swr, policy.stale_if_error),
+        None => return None,
+    };
+    let states_window = directives.stale_while_revalidate.is_some() || directives.stale_if_error.is_some();
+    // RFC 9111 section 5.2.2.10: `s-maxage` implies `proxy-revalidate`. A window stated beside it is meant for us.
+    let by_s_maxage = directives.s_maxage.is_some();
+    let revalidate =
+        directives.must_revalidate || directives.proxy_revalidate || (by_s_maxage && !states_window);
+    let window = |stated: Option<Duration>, granted: Duration, most: Option<Duration>| {
+        let granted = if by_s_maxage { Duration::ZERO } else { granted };
+        let window = stated.unwrap_or(granted).min(most.unwrap_or(MAX_LIFETIME)).min(MAX_LIFETIME);
+        if revalidate { Duration::ZERO } else { window }
+    };
+    // What holds a principal is not refreshed in the background, so it has no such window.
+    let swr = if request.principal_in_key {
+        Duration::ZERO
+    } else {
+        window(directives.stale_while_revalidate, granted_swr, policy.max_swr)
+    };
+    Some(Lifetime {
+        age,
+        fresh_for: fresh_for.min(MAX_LIFETIME),
+        stale_while_revalidate: swr,
+        stale_if_error: window(directives.stale_if_error, granted_sie, policy.max_sie),
+        revalidate,
+    })
+}
+
+#[cfg(test)]
+mod tests;

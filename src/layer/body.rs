@@ -1,0 +1,124 @@
+//! `GuardBody`, the response body that leaves the guard.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project::pin_project;
+use tokio::sync::oneshot;
+use tower::BoxError;
+
+use super::recording::{BrokenBody, Next, Reader};
+
+/// The rest of a body that outgrew its recording.
+pub(super) type Rest<R> = oneshot::Receiver<Pin<Box<R>>>;
+
+/// The body of a response that passed a [`StampedeGuard`](crate::StampedeGuard): the handler's own, streamed
+/// through; or one that several clients share, each frame held once.
+///
+/// Its error is a [`BoxError`]: the handler's own, or a [`BrokenBody`] where a shared body broke off.
+#[pin_project]
+pub struct GuardBody<R>(#[pin] Kind<R>);
+
+#[pin_project(project = KindProjection)]
+enum Kind<R> {
+    Empty,
+    Own(#[pin] R),
+    Moved(Pin<Box<R>>),
+    Shared { reader: Reader, rest: Option<Rest<R>> },
+}
+
+impl<R> std::fmt::Debug for GuardBody<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match &self.0 {
+            Kind::Empty => "empty",
+            Kind::Own(_) | Kind::Moved(_) => "own",
+            Kind::Shared { .. } => "shared",
+        };
+        f.debug_tuple("GuardBody").field(&kind).finish()
+    }
+}
+
+impl<R> GuardBody<R> {
+    pub(super) fn empty() -> Self {
+        Self(Kind::Empty)
+    }
+
+    pub(super) fn own(body: R) -> Self {
+        Self(Kind::Own(body))
+    }
+
+    pub(super) fn shared(reader: Reader, rest: Option<Rest<R>>) -> Self {
+        Self(Kind::Shared { reader, rest })
+    }
+}
+
+impl<R> Body for GuardBody<R>
+where
+    R: Body<Data = Bytes>,
+    R::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut kind = self.project().0;
+        loop {
+            let body = match kind.as_mut().project() {
+                KindProjection::Empty => return Poll::Ready(None),
+                KindProjection::Own(body) => {
+                    return body.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)));
+                }
+                KindProjection::Moved(body) => {
+                    let frame = body.as_mut().poll_frame(cx);
+                    return frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)));
+                }
+                KindProjection::Shared { reader, rest } => match reader.poll_next(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Next::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Poll::Ready(Next::Trailers(trailers)) => {
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                    Poll::Ready(Next::End) => return Poll::Ready(None),
+                    Poll::Ready(Next::Broken(why)) => Err(why),
+                    Poll::Ready(Next::Elsewhere) => match rest {
+                        None => Err(BrokenBody::unexplained()),
+                        Some(rest) => match Pin::new(rest).poll(cx) {
+                            Poll::Pending => return Poll::Pending,
+                            Poll::Ready(body) => body.map_err(BrokenBody::new),
+                        },
+                    },
+                },
+            };
+            match body {
+                Ok(body) => kind.set(Kind::Moved(body)),
+                Err(why) => {
+                    kind.set(Kind::Empty);
+                    return Poll::Ready(Some(Err(why.into())));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Own(body) => body.is_end_stream(),
+            Kind::Moved(body) => body.is_end_stream(),
+            Kind::Shared { reader, .. } => reader.is_at_end(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Own(body) => body.size_hint(),
+            Kind::Moved(body) => body.size_hint(),
+            Kind::Shared { reader, .. } => reader.left().map_or_else(SizeHint::new, SizeHint::with_exact),
+        }
+    }
+}

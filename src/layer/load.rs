@@ -1,0 +1,399 @@
+//! A handler run that others may share: what the leader's request becomes.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tower::util::Oneshot;
+use tower::{BoxError, Service};
+use tracing::Instrument;
+
+use super::body::GuardBody;
+use super::fill::Fill;
+use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
+use super::page::{Page, PageKey, Reply, Signpost, respond_to_leader};
+use super::recording::{End, Reader, Recording};
+use crate::cache::{Arrival, Born, Destination, Entry, Storing};
+use crate::error::{LoadError, TimedOut};
+use crate::flight::{BoxLoad, Plan};
+use crate::http::headers::strip_hop_by_hop;
+use crate::http::key::{KeyInput, MethodClass};
+use crate::http::rule::KeyRule;
+use crate::http::vary::VarySpec;
+use crate::http::verdict::{self, RequestFacts, Share, Verdict};
+use crate::policy::Lifetime;
+
+/// Why a handler run gave nothing to share. The leader learns more, from its own channel.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The inner service returned an error.
+    Inner,
+    /// The response is a server error, and a stale one may be served in its place.
+    ServerError,
+    /// The body broke off before anybody had its head.
+    Broken,
+}
+
+type Landing = Result<PageArrival, LoadError<Failure>>;
+pub(super) type PageArrival = Arrival<PageKey, Reply>;
+
+/// The leader's own response, or its service's own error.
+pub(super) type Own<R, X> = Result<Response<GuardBody<R>>, X>;
+
+/// Which of the keys of a request a load is for.
+#[derive(Clone, Debug)]
+pub(super) struct Address {
+    /// Without any header that only `Vary` names.
+    pub(super) base: PageKey,
+    /// With those of `spec`.
+    pub(super) key: PageKey,
+    pub(super) spec: VarySpec,
+    /// What the operator's function added.
+    pub(super) extra: Vec<u8>,
+    /// The generation of the request's target.
+    pub(super) generation: u64,
+    pub(super) class: MethodClass,
+}
+
+impl Address {
+    /// The keys of a request. `None` if one is too long.
+    pub(super) fn of(
+        guard: &Guarded,
+        parts: &http::request::Parts,
+        class: MethodClass,
+        generation: u64,
+        extra: &[u8],
+        spec: &VarySpec,
+    ) -> Option<Self> {
+        let rule = &guard.settings.rule;
+        let asked = Asked { parts, class, generation, extra };
+        let base = asked.key(rule, &VarySpec::default())?;
+        let key = if spec.is_empty() { Arc::clone(&base) } else { asked.key(rule, spec)? };
+        Some(Self { base, key, spec: spec.clone(), extra: extra.to_vec(), generation, class })
+    }
+
+    /// The key of the same request with other headers in it. `None` if it is too long.
+    pub(super) fn under(
+        &self,
+        rule: &KeyRule,
+        parts: &http::request::Parts,
+        spec: &VarySpec,
+    ) -> Option<PageKey> {
+        let Self { class, generation, extra, .. } = self;
+        Asked { parts, class: *class, generation: *generation, extra }.key(rule, spec)
+    }
+}
+
+/// What of a request goes into its keys.
+struct Asked<'a> {
+    parts: &'a http::request::Parts,
+    class: MethodClass,
+    generation: u64,
+    extra: &'a [u8],
+}
+
+impl Asked<'_> {
+    fn key(&self, rule: &KeyRule, vary: &VarySpec) -> Option<PageKey> {
+        let Self { parts, class, generation, extra } = *self;
+        let original = original_uri(parts);
+        let mut out = Vec::new();
+        let input = KeyInput { class, parts, original, generation, vary, extra };
+        input.write(rule, &mut out).ok().map(|()| out.into())
+    }
+}
+
+pub(super) fn original_uri(parts: &http::request::Parts) -> Option<&http::Uri> {
+    parts.extensions.get::<axum::extract::OriginalUri>().map(|original| &original.0)
+}
+
+/// A request and the service to run it.
+pub(super) struct PageLoad<S, B, R, X> {
+    pub(super) guard: Arc<Guarded>,
+    pub(super) inner: S,
+    pub(super) request: Request<B>,
+    pub(super) facts: RequestFacts,
+    pub(super) address: Address,
+    /// What the shelf had.
+    pub(super) stale: Option<Entry<Reply>>,
+    /// Where the leader waits; a background refresh has nobody.
+    pub(super) leader: Option<oneshot::Sender<Own<R, X>>>,
+}
+
+impl<S, B, R> Plan<PageKey, PageArrival, Failure> for PageLoad<S, B, R, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
+        let found = self.guard.shelf().fresh(key)?;
+        let seen = self.stale.as_ref().map(|entry| entry.times.stored);
+        let newer = seen.is_none_or(|seen| found.times.stored > seen);
+        newer.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
+    }
+
+    fn load(self) -> BoxLoad<PageArrival, Failure> {
+        let Self { guard, inner, request, facts, address, stale, leader } = self;
+        let born = guard.shelf().generations.born();
+        let asked = asked(&request);
+        let lander = Lander { guard, facts, address, asked, stale, leader, born, cost: Duration::ZERO };
+        let call = Oneshot::new(inner, request);
+        Box::pin(lander.land(call).instrument(tracing::Span::current()))
+    }
+}
+
+/// What of a request goes into keys, for a `Vary` that is not known yet.
+fn asked<B>(request: &Request<B>) -> http::request::Parts {
+    let mut asked = Request::new(()).into_parts().0;
+    asked.uri = request.uri().clone();
+    asked.headers = request.headers().clone();
+    if let Some(original) = request.extensions().get::<axum::extract::OriginalUri>() {
+        asked.extensions.insert(original.clone());
+    }
+    asked
+}
+
+/// `None` if the future was dropped because it took too long.
+async fn limited<F: Future>(limit: Option<Duration>, future: F) -> Option<F::Output> {
+    match limit {
+        None => Some(future.await),
+        Some(limit) => tokio::time::timeout(limit, future).await.ok(),
+    }
+}
+
+/// Makes a landing of a response.
+struct Lander<R, X> {
+    guard: Arc<Guarded>,
+    facts: RequestFacts,
+    address: Address,
+    asked: http::request::Parts,
+    stale: Option<Entry<Reply>>,
+    leader: Option<oneshot::Sender<Own<R, X>>>,
+    born: Born,
+    cost: Duration,
+}
+
+impl<R, X> Lander<R, X>
+where
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    async fn land(mut self, call: impl Future<Output = Result<Response<R>, X>>) -> Landing {
+        let started = self.guard.shelf().timeline.now();
+        let limit = self.guard.settings.load_timeout;
+        let ended = limited(limit, call).await;
+        self.cost = self.guard.shelf().timeline.now().since(started);
+        crate::event::count_load(matches!(ended, Some(Ok(_))), self.cost);
+        match ended {
+            None => Err(LoadError::TimedOut(TimedOut { after: limit.unwrap_or_default() })),
+            Some(Err(error)) => {
+                self.tell_leader(Err(error));
+                Err(LoadError::Failed(Arc::new(Failure::Inner)))
+            }
+            Some(Ok(response)) => self.share(response).await,
+        }
+    }
+
+    /// A leader that has gone away takes its response with it.
+    fn tell_leader(&mut self, own: Own<R, X>) {
+        if let Some(leader) = self.leader.take() {
+            let _ = leader.send(own);
+        }
+    }
+
+    async fn share(mut self, response: Response<R>) -> Landing {
+        let settings = &self.guard.settings;
+        let (head, body) = response.into_parts();
+        let now = SystemTime::now();
+        let verdict = verdict::judge(self.facts, head.status, &head.headers, &settings.policy, now);
+        if head.status.is_server_error() && self.may_serve_stale() {
+            return Err(LoadError::Failed(Arc::new(Failure::ServerError)));
+        }
+        let length = length(&head.headers, &body);
+        let fits = length.is_none_or(|length| length <= settings.max_body_bytes);
+        let spec = self.address.spec.with(&verdict.vary.without_keyed(&settings.rule));
+        let key = if spec == self.address.spec {
+            Some(Arc::clone(&self.address.key))
+        } else {
+            self.address.under(&settings.rule, &self.asked, &spec)
+        };
+        let (Share::Yes, true, Some(key)) = (verdict.share, fits, key) else {
+            self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
+            return Ok(self.private());
+        };
+        let mut headers = head.headers.clone();
+        strip_hop_by_hop(&mut headers);
+        let recording = Recording::new(length);
+        let received = self.guard.shelf().timeline.now();
+        let age = verdict.store.map_or(Duration::ZERO, |life| life.age);
+        let place = (key, spec);
+        let page = Page::new(head.status, headers, Arc::clone(&recording), received, age, place);
+        let page = Arc::new(page);
+        if self.address.class == MethodClass::Head {
+            recording.finish(End::Complete, None);
+            self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
+            return Ok(Arrival { value: Reply::Page(page), bound_for: Destination::Nowhere });
+        }
+        let stream = Stream { head, body, length, recording, page, verdict };
+        self.record(stream).await
+    }
+
+    /// Records the body: what is ready at once here, the rest in a task.
+    async fn record(mut self, stream: Stream<R>) -> Landing {
+        let Stream { head, body, length, recording, page, verdict } = stream;
+        let settings = &self.guard.settings;
+        let (rest, elsewhere) = oneshot::channel();
+        let mut fill = Fill::new(body, &recording, settings.max_body_bytes).rest(rest);
+        let leader_reads = respond_to_leader(head, &recording, Some(elsewhere));
+        std::future::poll_fn(|cx| {
+            let _ = fill.poll_fill(cx);
+            std::task::Poll::Ready(())
+        })
+        .await;
+        if let Some(end) = recording.end() {
+            self.tell_leader(Ok(leader_reads));
+            return self.at_end(&end, page, &verdict);
+        }
+        let keep = verdict.store.is_some();
+        if length.is_some() {
+            let guard = Arc::clone(&self.guard);
+            let broken = Arc::clone(&page);
+            let drop_broken = move |end: &End| {
+                if !matches!(end, End::Complete) {
+                    guard.drop_page(&broken);
+                }
+            };
+            let fill = fill.detach(keep, settings.load_timeout, Box::new(drop_broken));
+            self.tell_leader(Ok(leader_reads));
+            crate::sync::spawn(fill.in_current_span());
+            return Ok(self.page(page, &verdict));
+        }
+        let wait = if page.is_event_stream() { Duration::ZERO } else { settings.max_body_wait };
+        let mut watcher = Reader::watch(&recording);
+        let fill = fill.detach(keep, settings.load_timeout, Box::new(|_: &End| ()));
+        self.tell_leader(Ok(leader_reads));
+        crate::sync::spawn(fill.in_current_span());
+        if let Ok(end) = tokio::time::timeout(wait, watcher.ended()).await {
+            return self.at_end(&end, page, &verdict);
+        }
+        if keep {
+            self.store_later(watcher, page, &verdict);
+        }
+        Ok(self.private())
+    }
+
+    fn at_end(&self, end: &End, page: Arc<Page>, verdict: &Verdict) -> Landing {
+        match end {
+            End::Complete => Ok(self.page(page, verdict)),
+            End::Failed(_) => Err(LoadError::Failed(Arc::new(Failure::Broken))),
+            End::Elsewhere => Ok(self.private()),
+        }
+    }
+
+    /// Stores the page when its body is complete after all, unless something newer is there.
+    fn store_later(&self, mut watcher: Reader, page: Arc<Page>, verdict: &Verdict) {
+        let guard = Arc::clone(&self.guard);
+        let places = self.places(&page, verdict);
+        let store = async move {
+            if let End::Complete = watcher.ended().await {
+                for (key, value, storing) in places {
+                    let newer = guard.shelf().find(&key).is_some_and(|entry| match (&entry.value, &value) {
+                        (Reply::Page(there), Reply::Page(page)) => there.is_newer_than(page),
+                        _ => false,
+                    });
+                    if !newer {
+                        guard.shelf().put(key, value, &storing);
+                    }
+                }
+            }
+        };
+        crate::sync::spawn(store.in_current_span());
+    }
+
+    /// True while what the shelf had may be served if this load fails.
+    fn may_serve_stale(&self) -> bool {
+        self.stale.as_ref().is_some_and(|entry| self.guard.may_serve_stale(entry))
+    }
+
+    /// Each client runs its own request, and for a while nobody waits to find that out again.
+    fn private(&self) -> PageArrival {
+        let life = Lifetime {
+            ttl: HIT_FOR_MISS,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+        };
+        let storing = self.storing(life);
+        Arrival { value: Reply::Private, bound_for: Destination::Shelf(storing) }
+    }
+
+    fn page(&self, page: Arc<Page>, verdict: &Verdict) -> PageArrival {
+        let places = self.places(&page, verdict);
+        let bound_for = match <[_; 1]>::try_from(places) {
+            Ok([(key, _, storing)]) if key == self.address.key => Destination::Shelf(storing),
+            Ok(place) => Destination::Shelves(Arc::new(place)),
+            Err(places) if places.is_empty() => Destination::WaitersOnly,
+            Err(places) => Destination::Shelves(places.into()),
+        };
+        Arrival { value: Reply::Page(page), bound_for }
+    }
+
+    /// Where the page goes: under its key, and if that has headers in it that only `Vary` names, a signpost under
+    /// the key without them.
+    fn places(&self, page: &Arc<Page>, verdict: &Verdict) -> Vec<(PageKey, Reply, Storing)> {
+        let mut places = Vec::new();
+        let mut room = true;
+        if !page.spec.is_empty() {
+            let known = self.guard.shelf().find(&self.address.base).and_then(|entry| match entry.value {
+                Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
+                _ => None,
+            });
+            let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
+            let variant = self.guard.hash(&page.key);
+            room = verdict.store.is_none() || signpost.admit(variant, self.guard.settings.max_variants);
+            let life = Lifetime {
+                ttl: SIGNPOST_TTL,
+                stale_while_revalidate: Duration::ZERO,
+                stale_if_error: Duration::ZERO,
+            };
+            places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), self.storing(life)));
+        }
+        if let (Some(life), true) = (verdict.store, room) {
+            // A response may be past its freshness on arrival, and its windows have begun.
+            let overdue = life.age.saturating_sub(life.fresh_for);
+            let life = Lifetime {
+                ttl: life.fresh_for.saturating_sub(life.age),
+                stale_while_revalidate: life.stale_while_revalidate.saturating_sub(overdue),
+                stale_if_error: life.stale_if_error.saturating_sub(overdue),
+            };
+            places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(page)), self.storing(life)));
+        }
+        places
+    }
+
+    fn storing(&self, life: Lifetime) -> Storing {
+        Storing { life, cost: self.cost, born: self.born, tags: None }
+    }
+}
+
+/// A response that may be shared, its body unread.
+struct Stream<R> {
+    head: http::response::Parts,
+    body: R,
+    length: Option<u64>,
+    recording: Arc<Recording>,
+    page: Arc<Page>,
+    verdict: Verdict,
+}
+
+/// The body's length, if head or body tell. A length that cannot be read is none.
+fn length(headers: &http::HeaderMap, body: &impl Body) -> Option<u64> {
+    let said = headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
+    said.or_else(|| body.size_hint().exact())
+}

@@ -1,0 +1,24 @@
+//! `StampedeGuard`, the Tower layer.
+
+mod body;
+mod builder;
+mod fill;
+mod future;
+mod guard;
+mod load;
+mod page;
+mod recording;
+mod service;
+mod stampede;
+mod stats;
+mod trip;
+mod uniques;
+
+pub use body::GuardBody;
+pub use builder::StampedeGuardBuilder;
+pub use future::ResponseFuture;
+pub use guard::KeyExtra;
+pub use recording::BrokenBody;
+pub use service::GuardService;
+pub use stampede::StampedeGuard;
+pub use stats::GuardStats;

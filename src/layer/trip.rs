@@ -1,0 +1,291 @@
+//! The way of a request that has to wait: for its own handler run, or for another's.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tower::util::Oneshot;
+use tower::{BoxError, Service};
+
+use super::body::GuardBody;
+use super::guard::Guarded;
+use super::load::{Address, Failure, Own, PageArrival, PageLoad};
+use super::page::{Page, PageKey, Reply, refusal};
+use crate::cache::{Entry, Shelf};
+use crate::error::{LoadError, Overloaded};
+use crate::event::count_request;
+use crate::flight::{FirstPoll, Landed, Owned, Role, Run};
+use crate::http::conditional::{Conditionals, reduce_to_304};
+use crate::http::key::MethodClass;
+use crate::http::vary::VarySpec;
+use crate::http::verdict::RequestFacts;
+
+/// A request changes its key at most this often before it goes for itself.
+const TURNS: usize = 8;
+
+/// A request on its way.
+pub(super) struct Trip<S, B> {
+    pub(super) guard: Arc<Guarded>,
+    pub(super) inner: S,
+    pub(super) request: Request<B>,
+    pub(super) conditionals: Conditionals,
+    pub(super) facts: RequestFacts,
+    pub(super) address: Address,
+    /// A flight to join, if it is under way, before the request takes one of its own.
+    pub(super) joins: Option<PageKey>,
+    /// Served if the load fails.
+    pub(super) fallback: Option<Entry<Reply>>,
+}
+
+/// What a trip has left once its request has boarded a flight.
+struct Waiting {
+    guard: Arc<Guarded>,
+    conditionals: Conditionals,
+    facts: RequestFacts,
+    address: Address,
+    fallback: Option<Entry<Reply>>,
+}
+
+type PageRun<'a, S, B, R, X> =
+    Run<'a, PageKey, PageArrival, Failure, Shelf<PageKey, Reply>, Owned<PageKey>, PageLoad<S, B, R, X>>;
+type PageLanded<S, B, R, X> = Landed<PageArrival, Failure, Owned<PageKey>, PageLoad<S, B, R, X>>;
+
+enum Waited<S, B, R, X> {
+    /// The leader's own response.
+    Own(Own<R, X>),
+    Landed(PageLanded<S, B, R, X>),
+    /// `wait_timeout`.
+    TooLong,
+}
+
+/// What a landing means for one request.
+enum Turn<S, B, R> {
+    Answer(Response<GuardBody<R>>),
+    /// Runs for itself.
+    Alone(S, Request<B>),
+    /// Boards again, under another key.
+    Again(Trip<S, B>),
+}
+
+impl<S, B, R> Trip<S, B>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body + Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    pub(super) async fn fly(self) -> Result<Response<GuardBody<R>>, S::Error> {
+        let mut trip = self;
+        for _ in 0..TURNS {
+            let joined = trip.joins.take();
+            let joins_only = joined.is_some();
+            let first_poll = if joins_only { FirstPoll::Never } else { FirstPoll::Spawned };
+            let key = joined.unwrap_or_else(|| Arc::clone(&trip.address.key));
+            let (waiting, waited) = trip.board(key, first_poll).await;
+            let landed = match waited {
+                Waited::Own(own) => return waiting.own(own),
+                Waited::TooLong => return Ok(waiting.stale_or(StatusCode::GATEWAY_TIMEOUT)),
+                Waited::Landed(landed) => landed,
+            };
+            match waiting.turn(landed, joins_only) {
+                Turn::Answer(response) => return Ok(response),
+                Turn::Alone(inner, request) => return alone(inner, request).await,
+                Turn::Again(again) => trip = again,
+            }
+        }
+        let Trip { guard, inner, mut request, conditionals, .. } = trip;
+        guard.counters.unshared.add();
+        conditionals.restore(request.headers_mut());
+        alone(inner, request).await
+    }
+
+    /// Leads or joins the flight under `key`, and waits.
+    async fn board(self, key: PageKey, first_poll: FirstPoll) -> (Waiting, Waited<S, B, R, S::Error>) {
+        let Self { guard, inner, request, conditionals, facts, address, fallback, .. } = self;
+        let (leader, own) = oneshot::channel();
+        let load = PageLoad {
+            guard: Arc::clone(&guard),
+            inner,
+            request,
+            facts,
+            address: address.clone(),
+            stale: fallback.clone(),
+            leader: Some(leader),
+        };
+        let waiting = Waiting { guard, conditionals, facts, address, fallback };
+        let run = Run::new(&waiting.guard.flights, Owned(key), load, first_poll);
+        let waited = wait(run, own, waiting.guard.settings.wait_timeout).await;
+        (waiting, waited)
+    }
+}
+
+/// Waits for the first of: the leader's own response, the landing, a follower's `wait_timeout`.
+async fn wait<S, B, R>(
+    mut run: PageRun<'_, S, B, R, S::Error>,
+    own: oneshot::Receiver<Own<R, S::Error>>,
+    wait_timeout: Option<std::time::Duration>,
+) -> Waited<S, B, R, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let mut own = Some(own);
+    let mut limit = wait_timeout.map(|limit| Box::pin(tokio::time::sleep(limit)));
+    poll_fn(move |cx| {
+        let landed = Pin::new(&mut run).poll(cx);
+        // The leader's own response is sent before its flight lands.
+        if let Some(receiver) = &mut own
+            && let Poll::Ready(sent) = Pin::new(receiver).poll(cx)
+        {
+            own = None;
+            if let Ok(response) = sent {
+                return Poll::Ready(Waited::Own(response));
+            }
+        }
+        if let Poll::Ready(landed) = landed {
+            return Poll::Ready(Waited::Landed(landed));
+        }
+        if let Some(limit) = &mut limit
+            && run.role() == Some(Role::Follower)
+            && limit.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Waited::TooLong);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn alone<S, B, R>(inner: S, request: Request<B>) -> Result<Response<GuardBody<R>>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    Oneshot::new(inner, request).await.map(|response| response.map(GuardBody::own))
+}
+
+impl Waiting {
+    /// The leader's own response. Its conditions were not sent to the handler.
+    fn own<R, X>(self, own: Own<R, X>) -> Own<R, X> {
+        self.guard.counters.led.add();
+        count_request("loaded");
+        let mut response = own?;
+        if self.conditionals.not_modified(response.status(), response.headers()) {
+            reduce_to_304(response.headers_mut());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            *response.body_mut() = GuardBody::empty();
+        }
+        Ok(response)
+    }
+
+    fn stale_or<R>(&self, status: StatusCode) -> Response<GuardBody<R>> {
+        if let Some(entry) = &self.fallback
+            && let Reply::Page(page) = &entry.value
+            && self.guard.may_serve_stale(entry)
+        {
+            self.guard.counters.stale.add();
+            count_request("stale");
+            return page.respond(self.address.class, &self.conditionals, &self.guard.shelf().timeline);
+        }
+        self.guard.counters.refused.add();
+        count_request("refused");
+        refusal(status)
+    }
+
+    fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R> {
+        let load = landed.unused.map(|(_, load)| load).or(landed.spared);
+        match (landed.result, load) {
+            (Ok(arrival), Some(load)) => match arrival.value {
+                Reply::Page(page) => self.page(&page, load, joined_only),
+                Reply::Varies(signpost) => self.again(load, &signpost.spec),
+                Reply::Private => self.alone(load),
+            },
+            // A leader whose own response was lost on the way: its page serves.
+            (Ok(PageArrival { value: Reply::Page(page), .. }), None) => Turn::Answer(self.answer(&page)),
+            (Ok(_), None) => Turn::Answer(self.stale_or(StatusCode::BAD_GATEWAY)),
+            (Err(error), load) => self.failed(error, landed.role, load, joined_only),
+        }
+    }
+
+    fn failed<S, B, R, X>(
+        self,
+        error: LoadError<Failure>,
+        role: Role,
+        load: Option<PageLoad<S, B, R, X>>,
+        joined_only: bool,
+    ) -> Turn<S, B, R> {
+        let status = match (error, load) {
+            // There was no GET to join.
+            (LoadError::Cancelled, Some(load)) if joined_only => return Turn::Again(self.back(load)),
+            (LoadError::Reentrant | LoadError::Overloaded(Overloaded::InFlight { .. }), Some(load)) => {
+                return self.alone(load);
+            }
+            (LoadError::Panicked(panic), _) if role == Role::Leader => {
+                let message = || Box::new(panic.to_string()) as Box<dyn std::any::Any + Send>;
+                std::panic::resume_unwind(panic.take_payload().unwrap_or_else(message));
+            }
+            (LoadError::Panicked(_), _) => StatusCode::INTERNAL_SERVER_ERROR,
+            (LoadError::TimedOut(_), _) => StatusCode::GATEWAY_TIMEOUT,
+            (LoadError::Failed(_), _) => StatusCode::BAD_GATEWAY,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Turn::Answer(self.stale_or(status))
+    }
+
+    fn answer<R>(&self, page: &Page) -> Response<GuardBody<R>> {
+        self.guard.counters.coalesced.add();
+        count_request("coalesced");
+        page.respond(self.address.class, &self.conditionals, &self.guard.shelf().timeline)
+    }
+
+    /// The page, if this request may have it: what its `Vary` names may not be in the key yet.
+    fn page<S, B, R, X>(self, page: &Page, load: PageLoad<S, B, R, X>, joined_only: bool) -> Turn<S, B, R> {
+        if page.spec == self.address.spec {
+            return Turn::Answer(self.answer(page));
+        }
+        let (parts, body) = load.request.into_parts();
+        let class = if joined_only { MethodClass::Get } else { self.address.class };
+        let asked = Address { class, ..self.address.clone() };
+        let key = asked.under(&self.guard.settings.rule, &parts, &page.spec);
+        let load = PageLoad { request: Request::from_parts(parts, body), ..load };
+        if key.as_ref() == Some(&page.key) {
+            return Turn::Answer(self.answer(page));
+        }
+        self.again(load, &page.spec)
+    }
+
+    /// Another turn, under the key with the headers of `spec` in it.
+    fn again<S, B, R, X>(mut self, load: PageLoad<S, B, R, X>, spec: &VarySpec) -> Turn<S, B, R> {
+        let (parts, body) = load.request.into_parts();
+        let key = self.address.under(&self.guard.settings.rule, &parts, spec);
+        let load = PageLoad { request: Request::from_parts(parts, body), ..load };
+        let Some(key) = key else { return self.alone(load) };
+        self.address.key = key;
+        self.address.spec = spec.clone();
+        Turn::Again(self.back(load))
+    }
+
+    fn alone<S, B, R, X>(self, load: PageLoad<S, B, R, X>) -> Turn<S, B, R> {
+        self.guard.counters.unshared.add();
+        count_request("unshared");
+        let PageLoad { inner, mut request, .. } = load;
+        self.conditionals.restore(request.headers_mut());
+        Turn::Alone(inner, request)
+    }
+
+    fn back<S, B, R, X>(self, load: PageLoad<S, B, R, X>) -> Trip<S, B> {
+        let Self { guard, conditionals, facts, address, fallback } = self;
+        let PageLoad { inner, request, .. } = load;
+        Trip { guard, inner, request, conditionals, facts, address, joins: None, fallback }
+    }
+}

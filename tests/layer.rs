@@ -1,0 +1,165 @@
+//! The layer on an axum app, by the promises it makes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Request, Response, StatusCode, header};
+use axum::routing::get;
+use axum::{Extension, Router};
+use http_body_util::BodyExt;
+use stampede_guard::{ManualClock, StampedeGuard};
+use tower::ServiceExt;
+
+fn request(uri: &str) -> Request<Body> {
+    Request::get(uri).header(header::HOST, "shop.example").body(Body::empty()).unwrap()
+}
+
+async fn text(response: Response<Body>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+async fn ask(app: &Router, request: Request<Body>) -> Response<Body> {
+    app.clone().oneshot(request).await.unwrap()
+}
+
+#[derive(Clone, Default)]
+struct Runs(Arc<AtomicUsize>);
+
+impl Runs {
+    fn add(&self) -> usize {
+        self.0.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    fn get(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn concurrent_requests_share_one_run_and_later_ones_its_response() {
+    let runs = Runs::default();
+    let handler = |State(runs): State<Runs>, Path(id): Path<u64>| async move {
+        let run = runs.add();
+        tokio::task::yield_now().await;
+        format!("{id}:{run}")
+    };
+    let app =
+        Router::new().route("/p/{id}", get(handler)).layer(StampedeGuard::new()).with_state(runs.clone());
+    let all = futures_util::future::join_all((0..100).map(|_| ask(&app, request("/p/7")))).await;
+    for response in all {
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(text(response).await, "7:1");
+    }
+    let response = ask(&app, request("/p/7")).await;
+    assert_eq!(response.headers()[header::AGE], "0");
+    assert_eq!(text(response).await, "7:1");
+    assert_eq!(runs.get(), 1);
+}
+
+#[tokio::test]
+async fn a_stale_response_is_refreshed_with_everything_the_handler_extracts() {
+    let clock = ManualClock::new();
+    let runs = Runs::default();
+    let handler = |State(runs): State<Runs>,
+                   Path(id): Path<u64>,
+                   Extension(name): Extension<&'static str>| async move {
+        format!("{name} {id}:{}", runs.add())
+    };
+    let guard = StampedeGuard::builder().jitter(0.0).clock(clock.clone()).build().unwrap();
+    let app = Router::new()
+        .route("/p/{id}", get(handler))
+        .layer(guard.clone())
+        .layer(Extension("shop"))
+        .with_state(runs.clone());
+    assert_eq!(text(ask(&app, request("/p/7")).await).await, "shop 7:1");
+    clock.advance(Duration::from_millis(1_500));
+    let stale = ask(&app, request("/p/7")).await;
+    assert_eq!(stale.headers()[header::AGE], "1");
+    assert_eq!(text(stale).await, "shop 7:1");
+    while guard.stats().flights.loads < 2 || runs.get() < 2 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(text(ask(&app, request("/p/7")).await).await, "shop 7:2");
+    assert_eq!(runs.get(), 2);
+}
+
+#[tokio::test]
+async fn variants_group_on_a_cold_key() {
+    let runs = Runs::default();
+    let handler = |State(runs): State<Runs>, headers: HeaderMap| async move {
+        runs.add();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let agent = headers[header::USER_AGENT].to_str().unwrap().to_owned();
+        ([(header::VARY, "User-Agent")], agent)
+    };
+    let app = Router::new().route("/", get(handler)).layer(StampedeGuard::new()).with_state(runs.clone());
+    let ask_as = |agent: usize| {
+        let app = app.clone();
+        async move {
+            let mut request = request("/");
+            request.headers_mut().insert(header::USER_AGENT, format!("agent {agent}").parse().unwrap());
+            assert_eq!(text(ask(&app, request).await).await, format!("agent {agent}"));
+        }
+    };
+    futures_util::future::join_all((0..90).map(|client| ask_as(client % 3))).await;
+    assert_eq!(runs.get(), 3);
+    futures_util::future::join_all((0..90).map(|client| ask_as(client % 3))).await;
+    assert_eq!(runs.get(), 3);
+}
+
+#[tokio::test]
+async fn head_is_answered_from_a_get_and_never_answers_one() {
+    let runs = Runs::default();
+    let handler = |State(runs): State<Runs>| async move { format!("run {}", runs.add()) };
+    let app = Router::new().route("/", get(handler)).layer(StampedeGuard::new()).with_state(runs.clone());
+    let head = |_| {
+        let mut request = request("/");
+        *request.method_mut() = axum::http::Method::HEAD;
+        request
+    };
+    let first = ask(&app, head(())).await;
+    assert_eq!(first.headers()[header::CONTENT_LENGTH], "5");
+    assert_eq!(text(first).await, "");
+    assert_eq!(text(ask(&app, request("/")).await).await, "run 2");
+    let second = ask(&app, head(())).await;
+    assert_eq!(second.headers()[header::CONTENT_LENGTH], "5");
+    assert_eq!(text(second).await, "");
+    assert_eq!(runs.get(), 2);
+}
+
+#[tokio::test]
+async fn an_unshareable_response_reaches_one_client_and_the_others_run_side_by_side() {
+    let runs = Runs::default();
+    let handler = |State(runs): State<Runs>| async move {
+        let run = runs.add();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        ([(header::SET_COOKIE, format!("session={run}"))], run.to_string())
+    };
+    let app = Router::new().route("/", get(handler)).layer(StampedeGuard::new()).with_state(runs.clone());
+    let all = futures_util::future::join_all((0..50).map(|_| ask(&app, request("/")))).await;
+    let mut seen = std::collections::HashSet::new();
+    for response in all {
+        assert!(seen.insert(response.headers()[header::SET_COOKIE].clone()));
+    }
+    assert_eq!(runs.get(), 50);
+}
+
+#[tokio::test]
+async fn a_write_outdates_what_was_read_before() {
+    let runs = Runs::default();
+    let read = |State(runs): State<Runs>| async move { runs.add().to_string() };
+    let app = Router::new()
+        .route("/", get(read).post(|| async { StatusCode::NO_CONTENT }))
+        .layer(StampedeGuard::new())
+        .with_state(runs.clone());
+    assert_eq!(text(ask(&app, request("/")).await).await, "1");
+    assert_eq!(text(ask(&app, request("/")).await).await, "1");
+    let mut post = request("/");
+    *post.method_mut() = axum::http::Method::POST;
+    ask(&app, post).await;
+    assert_eq!(text(ask(&app, request("/")).await).await, "2");
+}
