@@ -15,7 +15,8 @@ fn key(n: u64) -> String {
 }
 
 fn benches(c: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let _runtime = runtime.enter();
     let keys: Vec<_> = (0..KEYS).map(key).collect();
     let mut group = c.benchmark_group("hit");

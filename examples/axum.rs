@@ -112,7 +112,7 @@ fn app() -> Router {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
     if arguments.demo {
         return demo().await;
@@ -120,7 +120,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(arguments.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", arguments.listen))?;
-    println!("listening on http://{}; try the commands at the top of examples/axum.rs", listener.local_addr()?);
+    println!(
+        "listening on http://{}; try the commands at the top of examples/axum.rs",
+        listener.local_addr()?
+    );
     let interrupted = async {
         let _ = tokio::signal::ctrl_c().await;
     };
@@ -128,7 +131,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The commands of the header in short, with requests over TCP.
-async fn demo() -> Result<(), Box<dyn Error>> {
+async fn demo() -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move { axum::serve(listener, app()).await });
@@ -168,13 +171,14 @@ async fn demo() -> Result<(), Box<dyn Error>> {
 }
 
 type Answer = (StatusCode, String);
+type Failure = Box<dyn Error + Send + Sync>;
 
 async fn ask(
     address: SocketAddr,
     method: &'static str,
     path: &'static str,
     body: &str,
-) -> Result<Answer, Box<dyn Error + Send + Sync>> {
+) -> Result<Answer, Failure> {
     let body = Full::new(Bytes::from(body.to_owned()));
     let request = Request::builder().method(method).uri(path).header("host", address.to_string());
     let request = request.header("content-type", "application/json").body(body)?;
@@ -188,5 +192,9 @@ async fn ask(
 }
 
 fn expect(answer: &Answer, status: StatusCode) -> Result<(), String> {
-    if answer.0 == status { Ok(()) } else { Err(format!("expected {status}, got {}: {}", answer.0, answer.1)) }
+    if answer.0 == status {
+        Ok(())
+    } else {
+        Err(format!("expected {status}, got {}: {}", answer.0, answer.1))
+    }
 }

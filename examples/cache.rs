@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use stampede_guard::{Outcome, StampedeCache, StaleReason};
+use stampede_guard::{Outcome, StaleReason, StampedeCache};
 use tokio::task::JoinSet;
 
 /// Stands for a database. It counts its queries and can be made to fail.

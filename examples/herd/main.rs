@@ -76,7 +76,9 @@ fn herd(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     };
     // Opened before the run: a path that cannot be written should not cost anyone the results.
     let json_file = match &arguments.json {
-        Some(path) => Some(File::create(path).map_err(|error| format!("--json {}: {error}", path.display()))?),
+        Some(path) => {
+            Some(File::create(path).map_err(|error| format!("--json {}: {error}", path.display()))?)
+        }
         None => None,
     };
 

@@ -38,7 +38,8 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 4] = [Self::ColdStart, Self::Expiry, Self::FailingOrigin, Self::ManyColdKeys];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::ColdStart, Self::Expiry, Self::FailingOrigin, Self::ManyColdKeys];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -61,7 +62,10 @@ impl Phase {
                 format!("the same, and the database fails for {:?} of {duration:?}", *duration / 2)
             }
             Self::ManyColdKeys => {
-                format!("{clients} clients ask for {keys} URLs, each wanted by {} at once", ASKERS.min(*clients))
+                format!(
+                    "{clients} clients ask for {keys} URLs, each wanted by {} at once",
+                    ASKERS.min(*clients)
+                )
             }
         }
     }
@@ -145,11 +149,8 @@ pub(crate) fn run(
         epoch: Instant::now(),
     });
     let router = server::application(app.clone());
-    let router = if with_guard {
-        server::guarded(router, times)?
-    } else {
-        server::plainly_cached(router, times)
-    };
+    let router =
+        if with_guard { server::guarded(router, times)? } else { server::plainly_cached(router, times) };
     let server = Server::start(runtimes.server.handle(), router)?;
 
     let started = Instant::now();

@@ -37,7 +37,11 @@ impl Progress {
     }
 
     /// Waits for `work` and moves the bar as `position` (so much of so much) tells.
-    pub(crate) async fn follow<T>(&self, work: impl Future<Output = T>, position: impl Fn() -> (u64, u64)) -> T {
+    pub(crate) async fn follow<T>(
+        &self,
+        work: impl Future<Output = T>,
+        position: impl Fn() -> (u64, u64),
+    ) -> T {
         let start = self.bar.position();
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         let mut work = std::pin::pin!(work);
@@ -143,7 +147,8 @@ impl Comparison {
 
 /// The results side by side.
 pub(crate) fn table(settings: &Settings, comparisons: &[Comparison]) -> String {
-    let mut table = format!("{:<30} {:>14} {:>14}   promised with the guard\n", "", "without guard", "with guard");
+    let mut table =
+        format!("{:<30} {:>14} {:>14}   promised with the guard\n", "", "without guard", "with guard");
     for comparison in comparisons {
         let phase = comparison.phase;
         let _ = writeln!(table, "\n{}: {}", phase.name(), phase.description(settings));
@@ -158,6 +163,10 @@ pub(crate) fn table(settings: &Settings, comparisons: &[Comparison]) -> String {
             let _ = writeln!(table, "  No stampede without the guard, so the latencies are not compared.");
         }
     }
+    let _ = writeln!(
+        table,
+        "\nA client waits for each answer before it asks again: a slow service gets fewer requests."
+    );
     table
 }
 
@@ -181,9 +190,10 @@ pub(crate) fn json(settings: &Settings, comparisons: &[Comparison]) -> Value {
         })
     };
     let phases = comparisons.iter().map(|comparison| {
-        let promises = comparison.promises.iter().map(
-            |promise| json!({ "about": promise.row, "promised": promise.detail, "kept": promise.kept }),
-        );
+        let promises = comparison
+            .promises
+            .iter()
+            .map(|promise| json!({ "about": promise.row, "promised": promise.detail, "kept": promise.kept }));
         json!({
             "phase": comparison.phase.name(),
             "without_guard": measured(&comparison.without),
