@@ -70,6 +70,7 @@ impl<K: Hash + Eq, V: Clone> Map<K, V> {
         self.0.remove_if(key, |_, value| mine(value)).is_some()
     }
 
+    #[cfg(feature = "cache")]
     pub(crate) fn values(&self) -> Vec<V> {
         self.0.iter().map(|entry| entry.value().clone()).collect()
     }

@@ -232,12 +232,15 @@ where
 
     /// Stores `value`, fresh from now. A load of the key that is under way serves those who wait for it and is
     /// not stored.
+    #[allow(clippy::needless_pass_by_value)] // as every map's
     pub fn insert(&self, key: K, value: V) {
         let shelf = self.engine.shelf();
+        let mut pending = Some((key.clone(), value));
         self.engine.flights.overrule(&key, || {
+            let Some((key, value)) = pending.take() else { return };
             let born = shelf.generations.born();
             let storing = Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None };
-            shelf.put(key.clone(), value.clone(), &storing);
+            shelf.put(key, value, &storing);
         });
         shelf.announce();
     }

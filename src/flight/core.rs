@@ -87,6 +87,8 @@ pub(super) struct Flight<K, V, E> {
     state: Mutex<State<V, E>>,
 }
 
+// Independent facts, each read on its own.
+#[allow(clippy::struct_excessive_bools)]
 struct State<V, E> {
     /// Not, or no longer, in the map: nobody joins, and the result is not stored.
     closed: bool,
@@ -159,6 +161,13 @@ impl<K, V, E> Flight<K, V, E> {
         let mut state = self.state.lock();
         state.task = Some(task);
         state.boarding = false;
+    }
+
+    /// A seat for somebody who only wants to know when the flight ends.
+    #[cfg(feature = "cache")]
+    pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
+        let mut state = self.state.lock();
+        if state.landed { None } else { state.waiters.add(waker) }
     }
 
     pub(super) fn take_load(&self) -> Option<BoxLoad<V, E>> {
@@ -270,9 +279,9 @@ where
         }
     }
 
-    /// Runs `write` while `key` has no flight and none can start, closing the one that is under way.
+    /// Runs `write`, once, while `key` has no flight and none can start, closing the one that is under way.
     #[cfg(feature = "cache")]
-    pub(crate) fn overrule(&self, key: &K, write: impl Fn()) {
+    pub(crate) fn overrule(&self, key: &K, mut write: impl FnMut()) {
         loop {
             let found = self.map.get_or_try_insert(key.clone(), || {
                 write();
@@ -504,13 +513,6 @@ where
     #[cfg(feature = "cache")]
     pub(super) fn linked(&self) -> Vec<Arc<Flight<K, V, E>>> {
         self.map.values()
-    }
-
-    /// A seat for somebody who only wants to know when `flight` ends.
-    #[cfg(feature = "cache")]
-    pub(super) fn watch(&self, flight: &Arc<Flight<K, V, E>>, waker: &Waker) -> Option<u32> {
-        let mut state = flight.state.lock();
-        if state.landed { None } else { state.waiters.add(waker) }
     }
 }
 

@@ -56,10 +56,10 @@ where
         self
     }
 
-    fn end(&mut self, end: End, trailers: Option<http::HeaderMap>) {
+    fn end(&mut self, end: &End, trailers: Option<http::HeaderMap>) {
         self.recording.finish(end.clone(), trailers);
         if let Some(at_end) = self.at_end.take() {
-            at_end(&end);
+            at_end(end);
         }
     }
 
@@ -87,7 +87,7 @@ where
                 }
                 Some(Err(error)) => {
                     self.body = None;
-                    self.end(End::Failed(BrokenBody::new(error)), None);
+                    self.end(&End::Failed(BrokenBody::new(error)), None);
                 }
                 Some(Ok(Ok(data))) => {
                     let length = self.recording.recorded() + data.len() as u64;
@@ -113,15 +113,15 @@ where
         match self.recording.length() {
             Some(length) if length != recorded => {
                 let why = format!("{recorded} bytes came, {length} were announced");
-                self.end(End::Failed(BrokenBody::new(why)), None);
+                self.end(&End::Failed(BrokenBody::new(why)), None);
             }
-            _ => self.end(End::Complete, trailers),
+            _ => self.end(&End::Complete, trailers),
         }
     }
 
     fn move_on(&mut self) {
         let body = self.body.take();
-        self.end(End::Elsewhere, None);
+        self.end(&End::Elsewhere, None);
         if let (Some(body), Some(rest)) = (body, self.rest.take()) {
             // A client that has gone away takes its body with it.
             let _ = rest.send(body);
@@ -145,7 +145,7 @@ where
             return Poll::Pending;
         }
         this.body = None;
-        this.end(End::Failed(BrokenBody::unexplained()), None);
+        this.end(&End::Failed(BrokenBody::unexplained()), None);
         Poll::Ready(())
     }
 }

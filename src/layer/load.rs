@@ -284,7 +284,7 @@ where
             return self.at_end(&end, page, &verdict);
         }
         if keep {
-            self.store_later(watcher, page, &verdict);
+            self.store_later(watcher, &page, &verdict);
         }
         Ok(self.private())
     }
@@ -298,9 +298,9 @@ where
     }
 
     /// Stores the page when its body is complete after all, unless something newer is there.
-    fn store_later(&self, mut watcher: Reader, page: Arc<Page>, verdict: &Verdict) {
+    fn store_later(&self, mut watcher: Reader, page: &Arc<Page>, verdict: &Verdict) {
         let guard = Arc::clone(&self.guard);
-        let places = self.places(&page, verdict);
+        let places = self.places(page, verdict);
         let store = async move {
             if let End::Complete = watcher.ended().await {
                 for (key, value, storing) in places {
