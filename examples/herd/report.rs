@@ -244,3 +244,66 @@ fn millis(duration: Duration) -> String {
 fn seconds(duration: Duration) -> String {
     format!("{:.2} s", duration.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Seen;
+    use crate::server::Runs;
+
+    #[test]
+    fn failures_are_bounded_by_the_pauses_that_fit() {
+        let allowed = |millis| failures_allowed(Duration::from_millis(millis));
+        // Pauses end after 75, 225, 525 ms.
+        assert_eq!([allowed(0), allowed(74), allowed(75), allowed(224), allowed(525)], [1, 1, 2, 2, 4]);
+        // 75 * 511 = 38,325 ms for the first nine; from there on one every 22.5 s.
+        assert_eq!([allowed(38_324), allowed(38_325), allowed(60_825)], [9, 10, 11]);
+    }
+
+    #[test]
+    fn a_percentile_is_a_latency_that_was_measured() {
+        let run = |latencies: std::ops::RangeInclusive<u64>| Measured {
+            seen: Seen { latencies: latencies.map(Duration::from_millis).collect(), ..Seen::default() },
+            runs: Vec::new(),
+            peak: 0,
+            elapsed: Duration::ZERO,
+            outage: Duration::ZERO,
+        };
+        let of = |run: &Measured| [50, 99, 100].map(|percent| percentile(run, percent).as_millis());
+        assert_eq!(of(&run(1..=1_000)), [500, 990, 1_000]);
+        assert_eq!(of(&run(1..=3)), [2, 3, 3]);
+        #[allow(clippy::reversed_empty_ranges)]
+        let none = run(1..=0);
+        assert_eq!(of(&none), [0, 0, 0]);
+    }
+
+    fn measured(runs: &[(u32, u32)], latency: u64, errors: usize) -> Measured {
+        Measured {
+            seen: Seen { latencies: vec![Duration::from_millis(latency); 100], errors, ..Seen::default() },
+            runs: runs.iter().map(|&(started, failed)| Runs { started, failed }).collect(),
+            peak: 1,
+            elapsed: Duration::from_secs(1),
+            outage: Duration::from_millis(500),
+        }
+    }
+
+    fn broken(phase: Phase, without: Measured, with: Measured) -> Vec<&'static str> {
+        let settings = Settings { clients: 2, keys: 1, duration: Duration::from_secs(1), seed: 1 };
+        let comparison = Comparison::new(phase, &settings, without, with);
+        comparison.promises.iter().filter(|promise| !promise.kept).map(|promise| promise.row).collect()
+    }
+
+    #[test]
+    fn each_promise_can_be_broken() {
+        let herd = || measured(&[(100, 0)], 50, 0);
+        assert_eq!(broken(Phase::ColdStart, herd(), measured(&[(1, 0), (1, 0)], 10, 0)), [""; 0]);
+        assert_eq!(broken(Phase::ColdStart, herd(), measured(&[(1, 0), (2, 0)], 10, 0)), [RUNS_PER_KEY]);
+        assert_eq!(broken(Phase::ColdStart, herd(), measured(&[(1, 0)], 50, 0)), [P99]);
+        assert_eq!(broken(Phase::ColdStart, herd(), measured(&[(1, 0)], 10, 1)), [ERRORS]);
+        // A second has room for two whole times 450 ms, and half a second for three pauses at most.
+        assert_eq!(broken(Phase::Expiry, herd(), measured(&[(3, 0)], 10, 0)), [""; 0]);
+        assert_eq!(broken(Phase::Expiry, herd(), measured(&[(4, 0)], 10, 0)), [RUNS_PER_KEY]);
+        assert_eq!(broken(Phase::FailingOrigin, herd(), measured(&[(6, 3)], 10, 0)), [""; 0]);
+        assert_eq!(broken(Phase::FailingOrigin, herd(), measured(&[(7, 4)], 10, 0)), [FAILED_PER_KEY]);
+    }
+}
