@@ -261,7 +261,9 @@ where
         while let Some(flight) = self.map.get(key) {
             let mut state = flight.state.lock();
             if !state.closed {
-                self.close(&flight, &mut state);
+                let key = self.close(&flight, &mut state);
+                drop(state);
+                drop(key);
                 return true;
             }
         }
@@ -273,9 +275,9 @@ where
     pub(crate) fn forget_all(&self) {
         for flight in self.map.values() {
             let mut state = flight.state.lock();
-            if !state.closed {
-                self.close(&flight, &mut state);
-            }
+            let key = if state.closed { None } else { self.close(&flight, &mut state) };
+            drop(state);
+            drop(key);
         }
     }
 
@@ -290,8 +292,10 @@ where
             let Some(flight) = found else { return };
             let mut state = flight.state.lock();
             if !state.closed {
-                self.close(&flight, &mut state);
+                let key = self.close(&flight, &mut state);
                 write();
+                drop(state);
+                drop(key);
                 return;
             }
         }
@@ -344,14 +348,14 @@ where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
-        if self.map.get(source.query()).is_some() || !self.enter_unattended() {
+        let full = self.unattended.load(Ordering::Relaxed) >= self.config.max_abandoned;
+        if full || self.map.get(source.query()).is_some() {
             return None;
         }
-        if let Ok(Start::New(flight)) = self.start(&mut Some(source), None, true) {
-            return Some(flight);
+        match self.start(&mut Some(source), None, true) {
+            Ok(Start::New(flight)) => Some(flight),
+            _ => None,
         }
-        self.leave_unattended();
-        None
     }
 
     fn start<S>(
@@ -363,25 +367,43 @@ where
     where
         S: KeySource<K>,
     {
-        let Some(key) = source.as_ref().map(KeySource::to_key) else { return Err(LoadError::Cancelled) };
+        let Some(given) = source.as_ref() else { return Err(LoadError::Cancelled) };
+        // Keys are cloned here: behind the map's lock no user code runs, and between a place taken and the
+        // flight that holds it nothing panics.
+        let (key, spare) = (given.to_key(), given.spare_key());
         let mut started = None;
         let found = self.map.get_or_try_insert(key, || {
-            let max = self.config.max_in_flight;
-            if self.in_flight.fetch_add(1, Ordering::Relaxed) >= max {
-                self.in_flight.fetch_sub(1, Ordering::Relaxed);
+            if !self.take_place(unattended) {
                 return None;
             }
-            started = source.take().map(|source| Flight::new(source.into_key(), parent, unattended));
+            started = source.take().map(|source| {
+                let own = spare.unwrap_or_else(|| source.into_key());
+                Flight::new(own, parent, unattended)
+            });
             started.clone()
         });
         match (found, started) {
             (Some(flight), _) => Ok(Start::Found(flight)),
             (None, Some(flight)) => Ok(Start::New(flight)),
             (None, None) => {
-                self.counters.overloaded.add();
+                if !unattended {
+                    self.counters.overloaded.add();
+                }
                 Err(LoadError::Overloaded(Overloaded::InFlight { max: self.config.max_in_flight }))
             }
         }
+    }
+
+    /// Counts a flight that is about to be linked, if the caps allow it.
+    fn take_place(&self, unattended: bool) -> bool {
+        if unattended && !self.enter_unattended() {
+            return false;
+        }
+        let taken = enter(&self.in_flight, self.config.max_in_flight);
+        if unattended && !taken {
+            self.leave_unattended();
+        }
+        taken
     }
 
     /// A seat on `flight`; `None` if it is over for newcomers, and then the map has forgotten it already.
@@ -464,11 +486,12 @@ where
         if state.landed {
             return Some(landing);
         }
+        let mut key = None;
         if !state.closed {
             if let Landing::Done(result) = &landing {
                 self.hook.settle(&flight.key, result);
             }
-            self.close(flight, &mut state);
+            key = self.close(flight, &mut state);
         }
         let unclaimed = if state.waiters.count() > 0 {
             let _ = flight.landing.set(landing);
@@ -485,24 +508,29 @@ where
         let parent = state.parent.take();
         drop(state);
         herd.wake();
-        drop(parent);
         self.hook.settled();
+        drop((key, parent));
         unclaimed
     }
 
-    /// Takes the flight out of the map, by identity.
-    fn close(&self, flight: &Arc<Flight<K, V, E>>, state: &mut State<V, E>) {
+    /// Takes the flight out of the map, by identity. The map's key belongs to others: it is returned, to be
+    /// dropped after the flight's lock.
+    ///
+    /// Closed means gone from the map, also if the key's own `Hash` or `Eq` panics: then the flight is as it
+    /// was, and whoever has the duty to land it tries again.
+    #[must_use]
+    fn close(&self, flight: &Arc<Flight<K, V, E>>, state: &mut State<V, E>) -> Option<K> {
+        let key = self.map.remove_if(&flight.key, |linked| Arc::ptr_eq(linked, flight));
         state.closed = true;
-        if self.map.remove_if(&flight.key, |linked| Arc::ptr_eq(linked, flight)) {
+        if key.is_some() {
             self.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
+        key
     }
 
     /// Takes one of the places of loads that run with nobody waiting.
     pub(crate) fn enter_unattended(&self) -> bool {
-        let max = self.config.max_abandoned;
-        let enter = |running: usize| (running < max).then_some(running + 1);
-        self.unattended.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
+        enter(&self.unattended, self.config.max_abandoned)
     }
 
     pub(crate) fn leave_unattended(&self) {
@@ -521,7 +549,48 @@ enum Start<K, V, E> {
     Found(Arc<Flight<K, V, E>>),
 }
 
+/// Adds one to `count` unless that would lift it over `max`, even for a moment.
+fn enter(count: &AtomicUsize, max: usize) -> bool {
+    let one_more = |now: usize| (now < max).then_some(now + 1);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+}
+
 /// Drops a loader's future; a panic in its destructors ends there.
 pub(super) fn drop_quietly<V, E>(load: BoxLoad<V, E>) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(load)));
+}
+
+#[cfg(all(test, feature = "cache"))]
+mod tests {
+    use super::super::plan::{Borrowed, Owned};
+    use super::*;
+    use std::convert::Infallible;
+
+    type Numbers = Flights<u64, u64, Infallible, ()>;
+
+    fn lead(flights: &Numbers, key: u64) -> Arc<Flight<u64, u64, Infallible>> {
+        match flights.board(&mut Some(Owned(key)), Waker::noop()) {
+            Boarding::Leads(flight) => flight,
+            _ => panic!("{key} is in flight"),
+        }
+    }
+
+    #[test]
+    fn a_flight_that_cannot_be_linked_takes_no_place() {
+        let config = FlightConfig { max_in_flight: 1, max_abandoned: 1, ..FlightConfig::default() };
+        let flights = Numbers::new(config, ());
+        let places = |flights: &Numbers| (flights.in_flight(), flights.unattended.load(Ordering::Relaxed));
+        let first = lead(&flights, 1);
+        assert!(flights.start_unattended(Owned(2)).is_none(), "as many keys as there may be");
+        assert!(flights.start_unattended(Owned(1)).is_none(), "in flight already");
+        assert_eq!(places(&flights), (1, 0));
+        assert_eq!(flights.stats().overloaded, 0, "nobody was refused");
+        flights.land(&first, Landing::Abandoned);
+        let alone = flights.start_unattended(Borrowed(&1)).unwrap();
+        assert_eq!(places(&flights), (1, 1));
+        assert!(flights.start_unattended(Owned(2)).is_none(), "as many loads for nobody as there may be");
+        assert_eq!(places(&flights), (1, 1));
+        flights.land(&alone, Landing::Abandoned);
+        assert_eq!(places(&flights), (0, 0));
+    }
 }
