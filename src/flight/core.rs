@@ -292,8 +292,10 @@ where
             let Some(flight) = found else { return };
             let mut state = flight.state.lock();
             if !state.closed {
-                let key = self.close(&flight, &mut state);
+                // In this order: while the flight is linked nobody starts another, which would find the store
+                // as it was and land over what is written.
                 write();
+                let key = self.close(&flight, &mut state);
                 drop(state);
                 drop(key);
                 return;
@@ -573,6 +575,25 @@ mod tests {
             Boarding::Leads(flight) => flight,
             _ => panic!("{key} is in flight"),
         }
+    }
+
+    #[test]
+    fn nobody_starts_a_flight_while_it_is_overruled() {
+        let flights = Numbers::new(FlightConfig::default(), ());
+        let old = lead(&flights, 1);
+        let mut writes = 0;
+        flights.overrule(&1, || {
+            writes += 1;
+            assert!(flights.map.get(&1).is_some_and(|linked| Arc::ptr_eq(&linked, &old)), "the key is taken");
+        });
+        assert_eq!((writes, flights.in_flight()), (1, 0));
+        let new = lead(&flights, 1);
+        flights.land(&old, Landing::Abandoned);
+        assert_eq!(flights.in_flight(), 1, "the old flight leaves the new one in its place");
+        flights.land(&new, Landing::Abandoned);
+        assert_eq!(flights.in_flight(), 0);
+        flights.overrule(&1, || writes += 1);
+        assert_eq!(writes, 2);
     }
 
     #[test]
