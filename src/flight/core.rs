@@ -415,7 +415,7 @@ where
             return Err(LoadError::Reentrant);
         }
         let mut state = flight.state.lock();
-        if state.closed || state.landed {
+        if state.closed {
             return Ok(None);
         }
         let max = self.config.max_waiters_per_key;
@@ -478,16 +478,14 @@ where
     /// Ends a flight: store, unlink, publish, then wake. The first three happen under the flight's mutex, so
     /// nobody joins a finished flight and whoever finds no flight finds what it stored.
     ///
-    /// Gives the landing back if nobody waits for it.
+    /// Gives the landing back if nobody waits for it. A flight that has landed already is closed and nobody
+    /// waits for it: nothing changes.
     pub(super) fn land(
         &self,
         flight: &Arc<Flight<K, V, E>>,
         landing: Landing<V, E>,
     ) -> Option<Landing<V, E>> {
         let mut state = flight.state.lock();
-        if state.landed {
-            return Some(landing);
-        }
         let mut key = None;
         if !state.closed {
             if let Landing::Done(result) = &landing {
@@ -594,6 +592,77 @@ mod tests {
         assert_eq!(flights.in_flight(), 0);
         flights.overrule(&1, || writes += 1);
         assert_eq!(writes, 2);
+    }
+
+    #[test]
+    fn a_flight_that_was_forgotten_or_has_landed_takes_nobody_in() {
+        // As if it had been found in the map just before.
+        let flights = Numbers::new(FlightConfig::default(), ());
+        let (forgotten, over) = (lead(&flights, 1), lead(&flights, 2));
+        assert!(flights.forget(&1));
+        let seat = flights.join(&over, Waker::noop()).ok().flatten().unwrap();
+        assert!(over.keep_waiting(seat, Waker::noop()));
+        flights.land(&over, Landing::Done(Ok(2)));
+        for flight in [&forgotten, &over] {
+            assert!(matches!(flights.join(flight, Waker::noop()), Ok(None)));
+        }
+        assert!(!over.keep_waiting(seat, Waker::noop()), "its wake-up is behind it");
+        flights.land(&forgotten, Landing::Abandoned);
+    }
+
+    #[test]
+    fn a_flight_lands_once() {
+        let flights = Numbers::new(FlightConfig::default(), ());
+        let old = lead(&flights, 1);
+        let seat = flights.join(&old, Waker::noop()).ok().flatten().unwrap();
+        flights.land(&old, Landing::Done(Ok(1)));
+        let new = lead(&flights, 1);
+        assert!(flights.land(&old, Landing::Abandoned).is_some(), "nobody waits for it");
+        assert!(matches!(old.landing(), Some(Landing::Done(Ok(1)))));
+        flights.leave(&old, seat);
+        assert!(flights.close(&old, &mut old.state.lock()).is_none(), "the key is another's");
+        assert_eq!(flights.in_flight(), 1);
+        flights.land(&new, Landing::Abandoned);
+        assert_eq!((flights.in_flight(), flights.unattended.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn only_a_flight_that_is_still_linked_is_stored() {
+        /// Remembers what was stored.
+        #[derive(Default)]
+        struct Store(Mutex<Vec<(u64, u64)>>);
+        impl Settle<u64, u64, Infallible> for Store {
+            fn settle(&self, key: &u64, result: &Result<u64, LoadError<Infallible>>) {
+                self.0.lock().push((*key, *result.as_ref().unwrap()));
+            }
+        }
+        let flights = Flights::new(FlightConfig::default(), Store::default());
+        let lead = || match flights.board(&mut Some(Owned(1)), Waker::noop()) {
+            Boarding::Leads(flight) => flight,
+            _ => panic!("is in flight"),
+        };
+        let forgotten = lead();
+        assert!(flights.forget(&1));
+        let linked = lead();
+        flights.land(&forgotten, Landing::Done(Ok(10)));
+        assert!(flights.hook.0.lock().is_empty());
+        flights.land(&linked, Landing::Done(Ok(20)));
+        flights.land(&linked, Landing::Done(Ok(30)));
+        assert_eq!(*flights.hook.0.lock(), [(1, 20)]);
+    }
+
+    #[test]
+    fn a_flight_for_nobody_that_was_watched_holds_one_place() {
+        let config = FlightConfig { max_abandoned: 2, ..FlightConfig::default() };
+        let flights = Numbers::new(config, ());
+        let alone = flights.start_unattended(Owned(1)).unwrap();
+        for _ in 0..3 {
+            let seat = alone.watch(Waker::noop()).unwrap();
+            flights.leave(&alone, seat);
+            assert_eq!(flights.unattended.load(Ordering::Relaxed), 1);
+        }
+        flights.land(&alone, Landing::Abandoned);
+        assert_eq!(flights.unattended.load(Ordering::Relaxed), 0);
     }
 
     #[test]

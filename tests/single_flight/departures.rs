@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use stampede_guard::OnAbandon;
+use stampede_guard::{OnAbandon, SingleFlight};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::support::{
@@ -305,4 +305,53 @@ fn a_forgotten_load_that_is_abandoned_holds_a_place_until_it_ends() {
     settle(&runtime);
     drop(Caller::new(flights.run(1, || loads.endless())).waits());
     assert_eq!(loads.alive(), 1);
+}
+
+#[test]
+fn a_follower_that_comes_and_goes_during_the_leaders_first_poll_takes_nothing_with_it() {
+    for on_abandon in [OnAbandon::Cancel, OnAbandon::Detach] {
+        let runtime = current_thread();
+        let _inside = runtime.enter();
+        let flights = Group::builder().on_abandon(on_abandon).max_abandoned(1).build().unwrap();
+        let (loads, gate) = (Loads::default(), Gate::closed());
+        let leader = Caller::new(flights.run(1, || {
+            let flights = flights.clone();
+            // From another thread: on this one it would be the load asking for itself.
+            let come_and_go = move || drop(Caller::new(flights.run(1, || async { unreachable!() })).waits());
+            std::thread::spawn(come_and_go).join().unwrap();
+            gate.then(5)
+        }))
+        .waits();
+        drop(Caller::new(flights.run(2, || loads.endless())).waits());
+        let abandoned = usize::from(on_abandon == OnAbandon::Detach);
+        assert_eq!(loads.alive(), abandoned, "the leader holds no place of the abandoned");
+        settle(&runtime);
+        gate.open();
+        settle(&runtime);
+        assert_eq!(leader.ready().unwrap(), 5);
+    }
+}
+
+#[test]
+fn a_parked_follower_keeps_no_flight_alive_but_its_own() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let flights: SingleFlight<u64, Arc<u64>, Oops> = SingleFlight::new();
+    let (inner, gate, value) = (flights.clone(), Gate::closed(), Arc::new(1));
+    let (passed, outers) = (gate.passed(), Arc::clone(&value));
+    let outer = Caller::new(flights.run(1, || async move {
+        let nested = inner.run(2, || async move {
+            passed.await;
+            Ok(Arc::new(2))
+        });
+        assert_eq!(*nested.await.unwrap(), 2);
+        Ok(outers)
+    }))
+    .waits();
+    settle(&runtime);
+    let _parked = Caller::new(flights.run(2, || async { unreachable!("is in flight") })).waits();
+    gate.open();
+    settle(&runtime);
+    assert_eq!(*outer.ready().unwrap(), 1);
+    assert_eq!(Arc::strong_count(&value), 1, "the run of key 2 no longer knows that key 1 waited for it");
 }

@@ -1,11 +1,12 @@
 //! Many callers on one cold key: one run, whatever it comes to.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Wake, Waker};
 
 use stampede_guard::{LoadError, Role};
 
-use super::support::{Gate, Group, Oops, assert_empty, until};
+use super::support::{Caller, Gate, Group, Oops, assert_empty, current_thread, settle, until};
 
 /// `callers` concurrent calls for one key, whose only run ends as `end` says; their answers.
 async fn herd(
@@ -129,4 +130,62 @@ async fn nothing_is_kept_after_a_run() {
         assert_empty(&flights, [1]);
     }
     assert_eq!(flights.stats().loads, 100);
+}
+
+/// Notes who is woken when.
+struct Note(&'static str, Arc<Mutex<Vec<&'static str>>>);
+
+impl Wake for Note {
+    fn wake(self: Arc<Self>) {
+        self.1.lock().unwrap().push(self.0);
+    }
+}
+
+#[test]
+fn the_leader_is_woken_before_those_who_came_during_its_first_poll() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, gate, woken) = (Group::new(), Gate::closed(), Arc::default());
+    let note = |who| Waker::from(Arc::new(Note(who, Arc::clone(&woken))));
+    let mut early = Vec::new();
+    let mut leader = Box::pin(flights.run(1, || {
+        for _ in 0..3 {
+            let (flights, waker) = (flights.clone(), note("follower"));
+            // From another thread: on this one it would be the load asking for itself.
+            let join = move || {
+                let mut early = Caller::new(async move { flights.run(1, || async { unreachable!() }).await });
+                assert!(early.poll_with(&waker).is_pending());
+                early
+            };
+            early.push(std::thread::spawn(join).join().unwrap());
+        }
+        gate.then(1)
+    }));
+    let waker = note("leader");
+    assert!(leader.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    settle(&runtime);
+    assert!(woken.lock().unwrap().is_empty());
+    gate.open();
+    settle(&runtime);
+    assert_eq!(*woken.lock().unwrap(), ["leader", "follower", "follower", "follower"]);
+    drop(leader);
+    for follower in early {
+        assert_eq!(follower.ready().unwrap(), 1);
+    }
+}
+
+#[test]
+fn a_value_is_cloned_for_those_who_share_it_and_not_for_one_alone() {
+    struct Counted(Arc<AtomicUsize>);
+    impl Clone for Counted {
+        fn clone(&self) -> Self {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Self(Arc::clone(&self.0))
+        }
+    }
+    let flights: stampede_guard::SingleFlight<u64, Counted> = stampede_guard::SingleFlight::new();
+    let clones = Arc::new(AtomicUsize::new(0));
+    let value = Counted(Arc::clone(&clones));
+    assert!(Caller::new(flights.run(1, || async { Ok(value) })).ready().is_ok());
+    assert_eq!(clones.load(Ordering::SeqCst), 0);
 }

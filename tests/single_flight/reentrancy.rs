@@ -206,6 +206,29 @@ fn a_load_whose_starter_no_longer_waits_may_ask_for_the_starter() {
     assert_empty(&flights, [1, 2]);
 }
 
+#[test]
+fn a_follower_that_leaves_does_not_hide_that_the_starter_waits() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, gate) = (Group::new(), Gate::closed());
+    let (inner, passed) = (flights.clone(), gate.passed());
+    let outer = flights.run(1, || async move {
+        let flights = inner.clone();
+        let nested = inner.run(2, || async move {
+            passed.await;
+            assert!(is_reentrant(&flights.run(1, || async { unreachable!() }).await));
+            Ok(2)
+        });
+        Ok(nested.await.unwrap() + 1)
+    });
+    let outer = Caller::new(outer).waits();
+    settle(&runtime);
+    drop(Caller::new(flights.run(2, || async { unreachable!("is in flight") })).waits());
+    gate.open();
+    settle(&runtime);
+    assert_eq!(outer.ready().unwrap(), 3);
+}
+
 #[tokio::test]
 async fn code_that_runs_after_a_load_is_no_part_of_it() {
     let flights = Group::new();
