@@ -147,6 +147,9 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
 
     /// How many entries are kept; with a [`weigher`](Self::weigher), what they may weigh together.
     /// Default: 10,000.
+    ///
+    /// Beyond it, moka's TinyLFU decides which entries go: those seldom asked for, expired ones among them. An entry
+    /// past its last use keeps its place until then, or until it is loaded anew.
     pub fn capacity(mut self, capacity: u64) -> Self {
         self.capacity = capacity;
         self

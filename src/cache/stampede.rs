@@ -99,7 +99,8 @@ where
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, if a load is not ready at its first poll. A loader's own panic is a
+    /// If a load is not ready at its first poll, outside a Tokio runtime, or on one without a timer (`enable_time`)
+    /// unless [`load_timeout`](StampedeCacheBuilder::load_timeout) is `None`. A loader's own panic is a
     /// [`LoadError::Panicked`].
     ///
     /// # Cancel safety
