@@ -259,11 +259,8 @@ where
         Q: Hash + Eq + ?Sized,
     {
         while let Some(flight) = self.map.get(key) {
-            let mut state = flight.state.lock();
-            if !state.closed {
-                let key = self.close(&flight, &mut state);
-                drop(state);
-                drop(key);
+            let key = self.close(&flight, &mut flight.state.lock());
+            if key.is_some() {
                 return true;
             }
         }
@@ -274,9 +271,7 @@ where
     #[cfg(feature = "cache")]
     pub(crate) fn forget_all(&self) {
         for flight in self.map.values() {
-            let mut state = flight.state.lock();
-            let key = if state.closed { None } else { self.close(&flight, &mut state) };
-            drop(state);
+            let key = self.close(&flight, &mut flight.state.lock());
             drop(key);
         }
     }
@@ -514,7 +509,7 @@ where
     }
 
     /// Takes the flight out of the map, by identity. The map's key belongs to others: it is returned, to be
-    /// dropped after the flight's lock.
+    /// dropped after the flight's lock; `None` if the flight was closed already.
     ///
     /// Closed means gone from the map, also if the key's own `Hash` or `Eq` panics: then the flight is as it
     /// was, and whoever has the duty to land it tries again.

@@ -110,6 +110,7 @@ fn a_cancelled_load_is_dropped_with_its_last_caller_and_at_once() {
     assert_eq!(flights.stats().abandoned, 1);
     settle(&runtime);
     assert_eq!(runtime.metrics().num_alive_tasks(), 0, "nor does its task stay");
+    assert_eq!(flights.stats().cancelled, 0, "it is counted once");
     let again = Caller::new(flights.run(1, || async { Ok(3) }));
     assert_eq!(again.ready().unwrap(), 3);
 }

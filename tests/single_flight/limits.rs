@@ -125,15 +125,17 @@ fn refusals_never_lift_the_count_over_max_in_flight() {
     let loads = Loads::default();
     let _held = Caller::new(flights.run(0, || loads.endless())).waits();
     std::thread::scope(|scope| {
-        for key in 1..=4 {
-            let flights = &flights;
-            scope.spawn(move || {
-                for _ in 0..20_000 {
-                    assert!(Caller::new(flights.run(key, || async { Ok(0) })).ready().is_err());
-                }
-            });
-        }
-        for _ in 0..20_000 {
+        let storm: Vec<_> = (1..=3)
+            .map(|key| {
+                let flights = &flights;
+                scope.spawn(move || {
+                    for _ in 0..100_000 {
+                        assert!(Caller::new(flights.run(key, || async { Ok(0) })).ready().is_err());
+                    }
+                })
+            })
+            .collect();
+        while !storm.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             assert_eq!(flights.in_flight(), 1);
         }
     });
