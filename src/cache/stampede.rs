@@ -278,7 +278,7 @@ where
     }
 
     /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry
-    /// the tag is not stored for later calls.
+    /// the tag serves those who wait for it and is not stored; callers after this load anew.
     ///
     /// Takes the same time however many values carry the tag. Tags share 4,096 marks, so values of another tag
     /// may be dropped along with them, at the price of a reload.
