@@ -1,14 +1,19 @@
 //! Callers that go away, or stop being polled, take nothing from the others.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use stampede_guard::{OnAbandon, SingleFlight};
+use stampede_guard::{LoadError, OnAbandon, SingleFlight};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::support::{
     Alive, Answer, Caller, Gate, Group, Loads, Oops, assert_empty, current_thread, settle, until,
 };
+
+/// How a load ends.
+type End = fn() -> Result<u64, Oops>;
 
 /// Callers that a loader can reach.
 type Callers = Arc<Mutex<Vec<Caller<'static, Answer>>>>;
@@ -182,6 +187,76 @@ fn a_caller_that_comes_while_its_load_is_being_dropped_starts_over() {
 }
 
 #[test]
+fn a_task_that_runs_while_its_load_is_being_dropped_does_not_end_the_flight() {
+    /// Dropped with its load: calls for the same key, and lets the load's task run.
+    struct Runs(Group, Arc<tokio::runtime::Runtime>, Callers);
+    impl Drop for Runs {
+        fn drop(&mut self) {
+            let flights = self.0.clone();
+            let again = Caller::new(async move { flights.run(1, || async { Ok(2) }).await }).waits();
+            settle(&self.1);
+            assert!(!again.woken());
+            assert_eq!(self.0.in_flight(), 1, "the key is taken until the load is gone");
+            self.2.lock().unwrap().push(again);
+        }
+    }
+
+    let runtime = Arc::new(current_thread());
+    let _inside = runtime.enter();
+    let flights = Group::builder().on_abandon(OnAbandon::Cancel).build().unwrap();
+    let callers = Callers::default();
+    let guard = Runs(flights.clone(), Arc::clone(&runtime), Arc::clone(&callers));
+    let load = || async move {
+        let _guard = guard;
+        std::future::pending().await
+    };
+    drop(Caller::new(flights.run(1, load)).waits());
+    let again = callers.lock().unwrap().pop().expect("the load was dropped");
+    assert_eq!(again.ready().unwrap(), 2);
+    settle(&runtime);
+    assert_empty(&flights, [1]);
+}
+
+#[test]
+fn a_key_is_taken_until_its_load_is_dropped_however_it_ends() {
+    /// Pending once if `later`, then ends. Its fields live until it is dropped as a whole.
+    struct Load {
+        later: bool,
+        end: Option<End>,
+        flights: Group,
+        dropped: Arc<Mutex<bool>>,
+    }
+    impl Future for Load {
+        type Output = Result<u64, Oops>;
+        fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+            context.waker().wake_by_ref();
+            let later = std::mem::take(&mut self.later);
+            match self.end {
+                Some(end) if !later => Poll::Ready(end()),
+                _ => Poll::Pending,
+            }
+        }
+    }
+    impl Drop for Load {
+        fn drop(&mut self) {
+            *self.dropped.lock().unwrap() = self.flights.in_flight() == 1;
+        }
+    }
+
+    let ends: [Option<End>; 4] = [Some(|| Ok(1)), Some(|| Err(Oops(1))), Some(|| panic!("no value")), None];
+    for (end, later) in ends.into_iter().flat_map(|end| [(end, false), (end, true)]) {
+        let limit = Duration::from_millis(5);
+        let flights = Group::builder().load_timeout(limit).build().unwrap();
+        let dropped = Arc::default();
+        let load = || Load { later, end, flights: flights.clone(), dropped: Arc::clone(&dropped) };
+        let answer = current_thread().block_on(flights.run(1, load));
+        assert_eq!(matches!(answer, Err(LoadError::TimedOut(_))), end.is_none());
+        assert!(*dropped.lock().unwrap(), "dropped, with its key still taken");
+        assert_empty(&flights, [1]);
+    }
+}
+
+#[test]
 fn a_load_given_up_while_it_is_polled_is_dropped_after_that_poll_unless_somebody_joins() {
     for joined in [false, true] {
         let runtime = current_thread();
@@ -272,7 +347,7 @@ fn a_finished_abandoned_load_gives_its_place_back() {
     let runtime = current_thread();
     let _inside = runtime.enter();
     let flights = Group::builder().max_abandoned(1).build().unwrap();
-    let ends: [fn() -> Result<u64, Oops>; 3] = [|| Ok(1), || Err(Oops(1)), || panic!("abandoned and broken")];
+    let ends: [End; 3] = [|| Ok(1), || Err(Oops(1)), || panic!("abandoned and broken")];
     for (key, end) in (0..).zip(ends) {
         let (gate, loads) = (Gate::closed(), Loads::default());
         let passed = gate.passed();

@@ -189,3 +189,21 @@ fn a_value_is_cloned_for_those_who_share_it_and_not_for_one_alone() {
     assert!(Caller::new(flights.run(1, || async { Ok(value) })).ready().is_ok());
     assert_eq!(clones.load(Ordering::SeqCst), 0);
 }
+
+#[test]
+fn a_caller_is_woken_where_it_was_polled_last() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, gate, woken) = (Group::new(), Gate::closed(), Arc::default());
+    let note = |who| Waker::from(Arc::new(Note(who, Arc::clone(&woken))));
+    let mut leader = Caller::new(flights.run(1, || gate.then(1)));
+    let mut follower = Caller::new(flights.run(1, || async { unreachable!("joins") }));
+    assert!(leader.poll_with(&note("here")).is_pending());
+    assert!(follower.poll_with(&note("here")).is_pending());
+    settle(&runtime);
+    assert!(leader.poll_with(&note("leader there")).is_pending());
+    assert!(follower.poll_with(&note("follower there")).is_pending());
+    gate.open();
+    settle(&runtime);
+    assert_eq!(*woken.lock().unwrap(), ["leader there", "follower there"]);
+}
