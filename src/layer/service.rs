@@ -147,7 +147,7 @@ impl<S> GuardService<S> {
                     let Asking { parts, body, conditionals, .. } = asking;
                     return self.pass_alone(parts, body, conditionals);
                 }
-                Reply::Page(page) if page.recording.is_sound() => {
+                Reply::Page(page, _) if page.recording.is_sound() => {
                     let page = Arc::clone(page);
                     match self.serve(class, &page, entry, asking) {
                         Served::Answer(response) => return ResponseFuture::ready(response),
