@@ -154,7 +154,11 @@ where
             }
         }
         if let Poll::Ready(landed) = landed {
-            return Poll::Ready(Waited::Landed(landed));
+            // A task that has used up its budget has not been given what is there.
+            return match own.as_mut().and_then(|own| own.try_recv().ok()) {
+                Some(response) => Poll::Ready(Waited::Own(response)),
+                None => Poll::Ready(Waited::Landed(landed)),
+            };
         }
         if let Some(limit) = &mut limit
             && run.role() == Some(Role::Follower)
