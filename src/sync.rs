@@ -62,14 +62,16 @@ impl<K: Hash + Eq, V: Clone> Map<K, V> {
         }
     }
 
-    pub(crate) fn remove_if<Q>(&self, key: &Q, mine: impl FnOnce(&V) -> bool) -> bool
+    /// Takes out the value under `key` if it is `mine`, and gives its key back.
+    pub(crate) fn remove_if<Q>(&self, key: &Q, mine: impl FnOnce(&V) -> bool) -> Option<K>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.0.remove_if(key, |_, value| mine(value)).is_some()
+        self.0.remove_if(key, |_, value| mine(value)).map(|(key, _)| key)
     }
 
+    #[cfg(feature = "cache")]
     pub(crate) fn values(&self) -> Vec<V> {
         self.0.iter().map(|entry| entry.value().clone()).collect()
     }

@@ -116,16 +116,16 @@ async fn head_is_answered_from_a_get_and_never_answers_one() {
     let runs = Runs::default();
     let handler = |State(runs): State<Runs>| async move { format!("run {}", runs.add()) };
     let app = Router::new().route("/", get(handler)).layer(StampedeGuard::new()).with_state(runs.clone());
-    let head = |_| {
+    let head = || {
         let mut request = request("/");
         *request.method_mut() = axum::http::Method::HEAD;
         request
     };
-    let first = ask(&app, head(())).await;
+    let first = ask(&app, head()).await;
     assert_eq!(first.headers()[header::CONTENT_LENGTH], "5");
     assert_eq!(text(first).await, "");
     assert_eq!(text(ask(&app, request("/")).await).await, "run 2");
-    let second = ask(&app, head(())).await;
+    let second = ask(&app, head()).await;
     assert_eq!(second.headers()[header::CONTENT_LENGTH], "5");
     assert_eq!(text(second).await, "");
     assert_eq!(runs.get(), 2);

@@ -424,7 +424,9 @@ async fn a_body_that_is_not_as_long_as_announced_is_not_kept() {
             pipe
         } else {
             // All of it is there with the head.
-            parts.iter().for_each(|part| pipe.send(data(*part)).unwrap());
+            for part in parts {
+                pipe.send(data(part)).unwrap();
+            }
             drop(pipe);
             call.begin(KNOWN, body);
             piped(None).0
@@ -433,7 +435,9 @@ async fn a_body_that_is_not_as_long_as_announced_is_not_kept() {
         let mut follower = None;
         if last {
             follower = Some(served(stage.get("/")).await.into_body());
-            parts.iter().for_each(|part| pipe.send(data(*part)).unwrap());
+            for part in parts {
+                pipe.send(data(part)).unwrap();
+            }
             drop(pipe);
         }
         for body in [Some(&mut own), follower.as_mut()].into_iter().flatten() {
@@ -724,14 +728,16 @@ fn a_runtime_that_shuts_down_ends_its_loads_and_bodies() {
     pipe.send(data("one")).unwrap();
     // A load, with a follower elsewhere.
     let (led, _call) = dying.block_on(async { (stage.get("/load"), stage.origin.run().await) });
-    let follower = living.block_on(async { stage.followers("/load", 1).await.remove(0) });
+    let followers = living.block_on(stage.followers("/load", 1));
     let mut own = leader.into_body();
     living.block_on(async { assert_eq!(next(&mut own).await.unwrap().unwrap(), "one") });
     dying.shutdown_background();
     living.block_on(async {
         assert!(is_broken(next(&mut own).await));
         assert!(next(&mut own).await.is_none());
-        assert_eq!(served(follower).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        for follower in followers {
+            assert_eq!(served(follower).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
         assert!(soon(led).await.is_err());
         // Nothing is poisoned.
         for uri in ["/body", "/load"] {

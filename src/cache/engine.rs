@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::future::ready;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::generations::{Born, Mark};
 use super::loaded::{LoadContext, Loaded};
 use super::shelf::{Arrival, Destination, Entry, Shelf, Storing};
 use super::stats::Counters;
@@ -109,9 +111,12 @@ where
 
     fn load(self) -> BoxLoad<Arrival<K, V>, E> {
         let Self { engine, loader, stale, permit, .. } = self;
+        // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
+        if engine.is_closed() {
+            return Box::pin(ready(Err(LoadError::Cancelled)));
+        }
         let born = engine.shelf().generations.born();
-        let stale = stale.map(|entry| entry.value);
-        let load = loader.load(LoadContext::new(stale.clone()));
+        let load = loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone())));
         Box::pin(async move {
             let permit = match (permit, &engine.governor) {
                 (None, Some(governor)) => Some(Arc::clone(governor).acquire_owned().await),
@@ -123,8 +128,8 @@ where
             drop(permit);
             event::count_load(loaded.is_ok(), cost);
             let loaded: Loaded<V> = loaded.map_err(|error| LoadError::Failed(Arc::new(error)))?.into();
-            let bound_for = engine.destination(&loaded, born, cost);
-            let value = loaded.value.or(stale);
+            let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
+            let value = loaded.value.or_else(|| stale.map(|entry| entry.value));
             let value =
                 value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
             Ok(Arrival { value, bound_for })
@@ -149,7 +154,8 @@ where
     fn destination(
         &self,
         loaded: &Loaded<V>,
-        born: super::generations::Born,
+        stale: Option<&Entry<V>>,
+        born: Born,
         cost: Duration,
     ) -> Destination<K, V> {
         let ttl = loaded.ttl.unwrap_or(self.life.ttl);
@@ -163,8 +169,11 @@ where
             stale_if_error: or(loaded.stale_if_error, self.life.stale_if_error),
         };
         let generations = &self.shelf().generations;
-        let tags = (!loaded.tags.is_empty())
-            .then(|| loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str())).collect());
+        let own = loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str()));
+        // A value that is kept keeps its tags.
+        let kept = stale.filter(|_| loaded.value.is_none()).and_then(|entry| entry.tags.as_deref());
+        let tags: Arc<[Mark]> = kept.into_iter().flatten().copied().chain(own).collect();
+        let tags = (!tags.is_empty()).then_some(tags);
         Destination::Shelf(Storing { life, cost, born, tags })
     }
 

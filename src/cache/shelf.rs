@@ -42,7 +42,7 @@ pub(crate) struct Entry<V> {
     pub(crate) value: V,
     pub(crate) times: Times,
     born: Born,
-    tags: Option<Arc<[Mark]>>,
+    pub(crate) tags: Option<Arc<[Mark]>>,
 }
 
 /// What a flight brings: a value, and where it goes.
@@ -152,6 +152,12 @@ where
         Q: Hash + Eq + ?Sized,
     {
         self.store.get(key).filter(|entry| self.generations.is_valid(entry.born, entry.tags.as_deref()))
+    }
+
+    /// True if `entry`, found earlier, may stand in for a load that failed or is slow.
+    pub(crate) fn covers_failure(&self, entry: &Entry<V>) -> bool {
+        entry.times.covers_failure(self.timeline.now())
+            && self.generations.is_valid(entry.born, entry.tags.as_deref())
     }
 
     /// What `entry` is good for now.

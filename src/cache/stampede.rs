@@ -99,7 +99,8 @@ where
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, if a load is not ready at its first poll. A loader's own panic is a
+    /// If a load is not ready at its first poll, outside a Tokio runtime, or on one without a timer (`enable_time`)
+    /// unless [`load_timeout`](StampedeCacheBuilder::load_timeout) is `None`. A loader's own panic is a
     /// [`LoadError::Panicked`].
     ///
     /// # Cancel safety
@@ -232,12 +233,15 @@ where
 
     /// Stores `value`, fresh from now. A load of the key that is under way serves those who wait for it and is
     /// not stored.
+    #[allow(clippy::needless_pass_by_value)] // as every map's
     pub fn insert(&self, key: K, value: V) {
         let shelf = self.engine.shelf();
+        let mut pending = Some((key.clone(), value));
         self.engine.flights.overrule(&key, || {
+            let Some((key, value)) = pending.take() else { return };
             let born = shelf.generations.born();
             let storing = Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None };
-            shelf.put(key.clone(), value.clone(), &storing);
+            shelf.put(key, value, &storing);
         });
         shelf.announce();
     }
@@ -274,7 +278,7 @@ where
     }
 
     /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry
-    /// the tag is not stored for later calls.
+    /// the tag serves those who wait for it and is not stored; callers after this load anew.
     ///
     /// Takes the same time however many values carry the tag. Tags share 4,096 marks, so values of another tag
     /// may be dropped along with them, at the price of a reload.

@@ -4,6 +4,7 @@
 //! slot goes on a free list threaded through the empty slots, so callers that come and go for as long as a load
 //! runs take no more room than those who wait at the same time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
 use crate::sync;
@@ -105,11 +106,14 @@ impl Herd {
     }
 
     fn wake_batch(&mut self) {
-        for slot in self.0.by_ref().take(BATCH) {
-            if let Slot::Waiting(waker) = slot {
-                waker.wake();
-            }
-        }
+        self.0.by_ref().take(BATCH).for_each(wake_quietly);
+    }
+}
+
+/// Wakes who waits. A panic of the waker ends there: it is neither the waking caller's nor those' who come after.
+fn wake_quietly(slot: Slot) {
+    if let Slot::Waiting(waker) = slot {
+        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
     }
 }
 
@@ -128,11 +132,7 @@ impl Future for Herd {
 
 impl Drop for Herd {
     fn drop(&mut self) {
-        for slot in self.0.by_ref() {
-            if let Slot::Waiting(waker) = slot {
-                waker.wake();
-            }
-        }
+        self.0.by_ref().for_each(wake_quietly);
     }
 }
 

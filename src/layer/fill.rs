@@ -101,10 +101,9 @@ where
     fn is_wanted(&mut self, has_grown: bool, cx: &mut Context<'_>) -> bool {
         let read = self.recording.has_readers(cx.waker());
         let Some(keep) = &mut self.keep else { return read };
-        if !keep.may_go_on(read) || self.is_too_slow(has_grown && read, cx) {
-            if let Some(keep) = self.keep.take() {
-                keep.end(&End::Failed(BrokenBody::unexplained()));
-            }
+        let may_go_on = keep.may_go_on(read) && !self.is_too_slow(has_grown && read, cx);
+        if !may_go_on && let Some(keep) = self.keep.take() {
+            keep.end(&End::Failed(BrokenBody::unexplained()));
         }
         read || self.keep.is_some()
     }

@@ -102,14 +102,14 @@ pub(super) struct Outdates {
 }
 
 impl Outdates {
-    pub(super) fn new(guard: &Arc<Guarded>, parts: &Parts) -> Box<Self> {
+    pub(super) fn new(guard: &Arc<Guarded>, parts: &Parts) -> Self {
         let target = target(parts, original_uri(parts));
-        Box::new(Self {
+        Self {
             guard: Arc::clone(guard),
             scheme: target.scheme.map(str::to_owned),
             host: target.host.to_vec(),
             path_and_query: target.path_and_query.to_owned(),
-        })
+        }
     }
 
     /// Before anybody sees the response: who has seen it finds nothing from before.

@@ -71,7 +71,7 @@ where
             _ => {
                 guard.counters.passed.add();
                 count_request("passed");
-                let outdates = (!is_safe(&parts.method)).then(|| Outdates::new(guard, &parts));
+                let outdates = (!is_safe(&parts.method)).then(|| Box::new(Outdates::new(guard, &parts)));
                 ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), outdates)
             }
         }
@@ -262,6 +262,8 @@ impl<S> GuardService<S> {
     }
 }
 
+// Made and taken apart in one call.
+#[allow(clippy::large_enum_variant)]
 enum Served<B, R> {
     Answer(Response<GuardBody<R>>),
     /// A load is due; the entry may be served if it fails.

@@ -55,6 +55,8 @@ type PageRun<'a, S, B, R, X> =
     Run<'a, PageKey, PageArrival, Failure, Shelf<PageKey, Reply>, Owned<PageKey>, PageLoad<S, B, R, X>>;
 type PageLanded<S, B, R, X> = Landed<PageArrival, Failure, Owned<PageKey>, PageLoad<S, B, R, X>>;
 
+// One at a time, and not for long.
+#[allow(clippy::large_enum_variant)]
 enum Waited<S, B, R, X> {
     /// The leader's own response.
     Own(Own<R, X>),
@@ -64,6 +66,7 @@ enum Waited<S, B, R, X> {
 }
 
 /// What a landing means for one request.
+#[allow(clippy::large_enum_variant)]
 enum Turn<S, B, R> {
     Answer(Response<GuardBody<R>>),
     /// Runs for itself.

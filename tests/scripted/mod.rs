@@ -2,6 +2,8 @@
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
+// What is sent is a piece, broken or not.
+#![allow(clippy::unnecessary_wraps)]
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -95,18 +97,18 @@ pub(crate) type Pipe = mpsc::UnboundedSender<Piece>;
 pub(crate) struct Piped {
     pieces: mpsc::UnboundedReceiver<Piece>,
     length: Option<u64>,
-    _alive: Option<Entered>,
-    _not_sync: std::marker::PhantomData<std::cell::Cell<()>>,
+    alive: Option<Entered>,
+    not_sync: std::marker::PhantomData<std::cell::Cell<()>>,
 }
 
 pub(crate) fn piped(length: Option<u64>) -> (Pipe, Piped) {
     let (pipe, pieces) = mpsc::unbounded_channel();
-    (pipe, Piped { pieces, length, _alive: None, _not_sync: std::marker::PhantomData })
+    (pipe, Piped { pieces, length, alive: None, not_sync: std::marker::PhantomData })
 }
 
 impl Piped {
     pub(crate) fn counted(mut self, gauge: &Gauge) -> Self {
-        self._alive = Some(gauge.enter(1));
+        self.alive = Some(gauge.enter(1));
         self
     }
 }
