@@ -182,6 +182,13 @@ where
         self.store.insert(key, entry);
     }
 
+    /// Stores `entry` again, whose replacement came to nothing, and puts off the next load of its key.
+    #[cfg(feature = "layer")]
+    pub(crate) fn put_back(&self, key: K, mut entry: Entry<V>) {
+        entry.times = entry.times.failed(self.timeline.now(), self.random.unit());
+        self.store.insert(key, entry);
+    }
+
     pub(crate) fn remove<Q>(&self, key: &Q)
     where
         K: Borrow<Q>,
