@@ -238,13 +238,12 @@ where
     }
 }
 
-impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
+impl<K, V> Shelf<K, V>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
 {
-    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
+    fn land<E>(&self, key: &K, result: Result<&Arrival<K, V>, &LoadError<E>>) {
         let arrival = match result {
             Ok(arrival) => arrival,
             Err(LoadError::Failed(_) | LoadError::Panicked(_) | LoadError::TimedOut(_)) => {
@@ -261,6 +260,37 @@ where
                     self.put(key.clone(), value.clone(), storing);
                 }
             }
+        }
+    }
+}
+
+impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
+        self.land(key, result.as_ref());
+    }
+
+    fn settled(&self) {
+        self.announce();
+    }
+}
+
+/// A load that was asked for a key and left it out has voided what the shelf has.
+impl<K, V, E> Settle<K, Option<Arrival<K, V>>, E> for Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn settle(&self, key: &K, result: &Result<Option<Arrival<K, V>>, LoadError<E>>) {
+        match result {
+            Ok(Some(arrival)) => self.land(key, Ok::<_, &LoadError<E>>(arrival)),
+            Ok(None) => self.remove(key),
+            Err(error) => self.land(key, Err(error)),
         }
     }
 
