@@ -1,8 +1,9 @@
 //! What happened to a request, and counting it.
 
+use std::cell::Cell;
 use std::time::Duration;
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// How a call came by its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,12 +97,15 @@ pub(crate) struct Striped([Stripe; STRIPES]);
 impl Striped {
     pub(crate) fn add(&self) {
         thread_local! {
-            static MINE: usize = {
-                static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-                NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
-            };
+            static MINE: Cell<usize> = const { Cell::new(STRIPES) };
         }
-        let stripe = MINE.try_with(|mine| *mine).unwrap_or_default();
+        // A thread that is being torn down has no stripe of its own any more.
+        let mut stripe = MINE.try_with(Cell::get).unwrap_or(0);
+        if stripe >= STRIPES {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            stripe = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
+            let _ = MINE.try_with(|mine| mine.set(stripe));
+        }
         self.0[stripe].0.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -88,23 +88,33 @@ where
 
     /// What the shelf has to say; `None` if a load must be waited for, and then this call is in the air.
     fn look(&mut self) -> Option<Result<Fetched<V>, LoadError<E>>> {
+        let State::Look(source, _) = &self.state else { return None };
+        let found = self.engine.shelf().find(source.query());
+        match found {
+            Some(entry) if self.engine.shelf().is_plain_hit(&entry) => Some(Ok(self.hit(entry.value))),
+            found => self.decide(found),
+        }
+    }
+
+    fn hit(&self, value: V) -> Fetched<V> {
+        self.engine.counters.hits.add();
+        event::count_request("hit");
+        Fetched { value, outcome: Outcome::Hit }
+    }
+
+    /// The rarer cases. Apart, so that a hit moves neither key nor loader.
+    #[inline(never)]
+    fn decide(&mut self, found: Option<Entry<V>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
         let State::Look(source, loader) = std::mem::replace(&mut self.state, State::Done) else {
             return None;
         };
-        let shelf = self.engine.shelf();
-        let Some(entry) = shelf.find(source.query()) else { return self.take_off(source, loader, None) };
-        match shelf.judge(&entry) {
-            Freshness::Fresh => {
-                self.engine.counters.hits.add();
-                event::count_request("hit");
-                Some(Ok(Fetched { value: entry.value, outcome: Outcome::Hit }))
-            }
+        let Some(entry) = found else { return self.take_off(source, loader, None) };
+        match self.engine.shelf().judge(&entry) {
+            Freshness::Fresh => Some(Ok(self.hit(entry.value))),
             Freshness::RefreshEarly => {
                 let value = entry.value.clone();
                 self.refresh(source, loader, entry);
-                self.engine.counters.hits.add();
-                event::count_request("hit");
-                Some(Ok(Fetched { value, outcome: Outcome::Hit }))
+                Some(Ok(self.hit(value)))
             }
             Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
                 Some(Ok(self.stale(entry, StaleReason::BackingOff)))
