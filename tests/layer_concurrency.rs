@@ -160,6 +160,31 @@ async fn a_failing_page_costs_one_run_while_a_stale_copy_serves() {
     assert_eq!(runs.entered(), 2);
 }
 
+#[tokio::test]
+async fn a_client_that_comes_between_a_failure_and_its_landing_does_not_run_it_again() {
+    let clock = ManualClock::new();
+    let guard = StampedeGuard::builder().stale_while_revalidate(Duration::ZERO);
+    let guard = guard.stale_if_error(Duration::from_secs(60)).clock(clock.clone()).build().unwrap();
+    let mut stage: Stage = Stage::new(guard);
+    let first = stage.get("/");
+    stage.origin.run().await.done("good");
+    assert_eq!(text(served(first).await).await, "good");
+    clock.advance(Duration::from_secs(2));
+    // It has looked, but is not polled before the failure.
+    let late = stage.service.call(get("/"));
+    let leader = stage.get("/");
+    let failure = Response::builder().status(500).body(whole("bad")).unwrap();
+    stage.origin.run().await.respond(failure);
+    assert_eq!(text(served(leader).await).await, "good");
+    assert_eq!(text(soon(late).await.unwrap()).await, "good");
+    stage.origin.rests().await;
+    // Once the next load is due, it is made.
+    clock.advance(Duration::from_secs(1));
+    let again = stage.get("/");
+    stage.origin.run().await.done("better");
+    assert_eq!(text(served(again).await).await, "better");
+}
+
 // Clients that vanish.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
