@@ -186,15 +186,15 @@ async fn a_head_says_the_length_that_a_get_would_have_and_no_other() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_304_says_no_length() {
     let handler = || async { ([("etag", "\"1\"")], "body") };
     let app = Router::new().route("/", route(handler)).layer(StampedeGuard::new());
-    let mut client = Client::connect(serve(app).await).await;
     for _ in ["leader", "hit"] {
         let mut request = get("/");
         request.headers_mut().insert("if-none-match", "\"1\"".parse().unwrap());
-        let response = soon(client.send(request)).await;
+        // Not over a socket: for HTTP/1.1 hyper leaves out what axum puts in.
+        let response = scripted::ask(&app, request.map(AxumBody::new)).await.unwrap();
         assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
         assert_eq!(response.headers().get("content-length"), None);
         assert_eq!(text(response).await, "");

@@ -25,7 +25,7 @@ use crate::http::key::{KeyInput, MethodClass};
 use crate::http::rule::KeyRule;
 use crate::http::vary::VarySpec;
 use crate::http::verdict::{self, Lifetime as VerdictLife, RequestFacts, Share, Verdict};
-use crate::policy::Lifetime;
+use crate::policy::{Freshness, Lifetime};
 
 /// Why a handler run gave nothing to share. The leader learns more, from its own channel.
 #[derive(Debug)]
@@ -133,13 +133,19 @@ where
     R::Error: Into<BoxError>,
 {
     fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
-        let found = self.guard.shelf().fresh(key)?;
+        let found = self.guard.shelf().find(key)?;
         if matches!(&found.value, Reply::Page(page, _) if !page.recording.is_sound()) {
             return None;
         }
         let seen = self.stale.as_ref().map(|entry| entry.times.stored);
-        let newer = seen.is_none_or(|seen| found.times.stored > seen);
-        newer.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
+        let serves = match self.guard.shelf().judge(&found) {
+            Freshness::Fresh | Freshness::RefreshEarly => seen.is_none_or(|seen| found.times.stored > seen),
+            // A load has failed since the caller looked, and the next is not due.
+            Freshness::Stale { refresh } => seen.is_some() && !refresh,
+            Freshness::IfError { load } => seen.is_some() && !load,
+            Freshness::Dead => false,
+        };
+        serves.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
     }
 
     fn load(self) -> BoxLoad<PageArrival, Failure> {
@@ -430,4 +436,59 @@ fn is_over(life: &Lifetime) -> bool {
 fn length(headers: &http::HeaderMap, body: &impl Body) -> Option<u64> {
     let said = headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
     said.or_else(|| body.size_hint().exact())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::builder::StampedeGuardBuilder;
+    use crate::layer::recording::BrokenBody;
+    use std::convert::Infallible;
+
+    type Text = axum::body::Body;
+
+    /// What a new leader finds once `end` has come to a page that is stored all the same.
+    fn found_after(end: End) -> bool {
+        let guard = Arc::new(StampedeGuardBuilder::new().defaults());
+        let request = Request::new(Text::empty());
+        let (parts, body) = request.into_parts();
+        let address = Address::of(&guard, &parts, MethodClass::Get, 0, &[], &VarySpec::default()).unwrap();
+        let key = Arc::clone(&address.key);
+        let recording = Recording::new(None);
+        let place = (Arc::clone(&key), VarySpec::default());
+        let page = Page::new(
+            http::StatusCode::OK,
+            http::HeaderMap::new(),
+            Arc::clone(&recording),
+            guard.shelf().timeline.now(),
+            Duration::ZERO,
+            place,
+        );
+        let minute = Duration::from_secs(60);
+        let life = Lifetime { ttl: minute, stale_while_revalidate: minute, stale_if_error: minute };
+        let storing =
+            Storing { life, cost: Duration::ZERO, born: guard.shelf().generations.born(), tags: None };
+        guard.shelf().put(Arc::clone(&key), Reply::Page(Arc::new(page), None), &storing);
+        recording.finish(end, None);
+        let inner = tower::service_fn(|_: Request<Text>| {
+            std::future::pending::<Result<Response<Text>, Infallible>>()
+        });
+        let mut load: PageLoad<_, Text, Text, Infallible> = PageLoad {
+            guard,
+            inner,
+            request: Request::from_parts(parts, body),
+            facts: RequestFacts::default(),
+            address,
+            stale: None,
+            leader: None,
+        };
+        load.recheck(&key).is_some()
+    }
+
+    #[test]
+    fn a_page_whose_body_broke_off_before_it_was_stored_spares_no_load() {
+        assert!(found_after(End::Complete));
+        assert!(!found_after(End::Failed(BrokenBody::unexplained())));
+        assert!(!found_after(End::Elsewhere));
+    }
 }
