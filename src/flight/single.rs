@@ -122,8 +122,8 @@ where
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, if the loader is not ready at its first poll. A loader's own panic is a
-    /// [`LoadError::Panicked`].
+    /// Outside a Tokio runtime, or with a `load_timeout` in one whose timers are not enabled, if the loader is
+    /// not ready at its first poll. A loader's own panic is a [`LoadError::Panicked`].
     ///
     /// # Cancel safety
     ///
