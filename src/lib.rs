@@ -6,11 +6,13 @@
 //! 1. [`StampedeGuard`], a Tower layer over an axum router or any HTTP service:
 //!
 //! ```
+//! # #[cfg(feature = "layer")] {
 //! use axum::{Router, routing::get};
 //! use stampede_guard::StampedeGuard;
 //!
 //! let app: Router =
 //!     Router::new().route("/products/{id}", get(|| async { "..." })).layer(StampedeGuard::new());
+//! # }
 //! ```
 //!
 //! 2. [`SingleFlight`] on its own, where nothing is to be cached:
@@ -28,6 +30,7 @@
 //! 3. [`StampedeCache`], for data inside a service:
 //!
 //! ```
+//! # #[cfg(feature = "cache")] {
 //! # use std::time::Duration;
 //! # use stampede_guard::StampedeCache;
 //! # async fn product(id: &str) -> Result<String, std::io::Error> { Ok(id.into()) }
@@ -39,6 +42,7 @@
 //!     .build()?;
 //! let product = cache.get_or_load(id.clone(), || async move { product(&id).await }).await?;
 //! # drop(product); Ok(())
+//! # }
 //! # }
 //! ```
 //!

@@ -42,7 +42,7 @@ pub(crate) struct Entry<V> {
     pub(crate) value: V,
     pub(crate) times: Times,
     born: Born,
-    tags: Option<Arc<[Mark]>>,
+    pub(crate) tags: Option<Arc<[Mark]>>,
 }
 
 /// What a flight brings: a value, and where it goes.
@@ -154,6 +154,12 @@ where
         self.store.get(key).filter(|entry| self.generations.is_valid(entry.born, entry.tags.as_deref()))
     }
 
+    /// True if `entry`, found earlier, may stand in for a load that failed or is slow.
+    pub(crate) fn covers_failure(&self, entry: &Entry<V>) -> bool {
+        entry.times.covers_failure(self.timeline.now())
+            && self.generations.is_valid(entry.born, entry.tags.as_deref())
+    }
+
     /// What `entry` is good for now.
     pub(crate) fn judge(&self, entry: &Entry<V>) -> Freshness {
         entry.times.judge(self.timeline.now(), self.early, || self.random.unit())
@@ -173,6 +179,13 @@ where
         let times =
             Times::new(self.timeline.now(), &storing.life, self.jitter, self.random.unit(), storing.cost);
         let entry = Entry { value, times, born: storing.born, tags: storing.tags.clone() };
+        self.store.insert(key, entry);
+    }
+
+    /// Stores `entry` again, whose replacement came to nothing, and puts off the next load of its key.
+    #[cfg(feature = "layer")]
+    pub(crate) fn put_back(&self, key: K, mut entry: Entry<V>) {
+        entry.times = entry.times.failed(self.timeline.now(), self.random.unit());
         self.store.insert(key, entry);
     }
 
@@ -225,13 +238,12 @@ where
     }
 }
 
-impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
+impl<K, V> Shelf<K, V>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
 {
-    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
+    fn land<E>(&self, key: &K, result: Result<&Arrival<K, V>, &LoadError<E>>) {
         let arrival = match result {
             Ok(arrival) => arrival,
             Err(LoadError::Failed(_) | LoadError::Panicked(_) | LoadError::TimedOut(_)) => {
@@ -248,6 +260,37 @@ where
                     self.put(key.clone(), value.clone(), storing);
                 }
             }
+        }
+    }
+}
+
+impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
+        self.land(key, result.as_ref());
+    }
+
+    fn settled(&self) {
+        self.announce();
+    }
+}
+
+/// A load that was asked for a key and left it out has voided what the shelf has.
+impl<K, V, E> Settle<K, Option<Arrival<K, V>>, E> for Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn settle(&self, key: &K, result: &Result<Option<Arrival<K, V>>, LoadError<E>>) {
+        match result {
+            Ok(Some(arrival)) => self.land(key, Ok::<_, &LoadError<E>>(arrival)),
+            Ok(None) => self.remove(key),
+            Err(error) => self.land(key, Err(error)),
         }
     }
 

@@ -242,6 +242,14 @@ where
         self.counters.snapshot()
     }
 
+    /// Whether the code that runs now is part of the flight under a key, and would wait for itself. The key is asked
+    /// for only inside a load.
+    #[cfg(feature = "layer")]
+    pub(crate) fn is_own(&self, key: impl FnOnce() -> Option<K>) -> bool {
+        lineage::current().is_some()
+            && key().and_then(|key| self.map.get(&key)).is_some_and(|flight| lineage::waits_for_us(&flight))
+    }
+
     /// Callers that wait for `key`.
     pub(crate) fn waiters<Q>(&self, key: &Q) -> usize
     where

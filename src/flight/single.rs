@@ -122,8 +122,9 @@ where
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, or with a `load_timeout` in one whose timers are not enabled, if the loader is
-    /// not ready at its first poll. A loader's own panic is a [`LoadError::Panicked`].
+    /// If the loader is not ready at its first poll, outside a Tokio runtime, or on one without a timer
+    /// (`enable_time`) where [`load_timeout`](SingleFlightBuilder::load_timeout) is set. A loader's own panic is a
+    /// [`LoadError::Panicked`].
     ///
     /// # Cancel safety
     ///

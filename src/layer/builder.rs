@@ -335,7 +335,7 @@ impl StampedeGuardBuilder {
 fn weigh(key: &PageKey, reply: &Reply) -> u32 {
     const OVERHEAD: u64 = 256;
     let value = match reply {
-        Reply::Page(page) => page.weight(),
+        Reply::Page(page, _) => page.weight(),
         Reply::Varies(_) | Reply::Private => 0,
     };
     u32::try_from(OVERHEAD + key.len() as u64 + value).unwrap_or(u32::MAX)
