@@ -631,12 +631,16 @@ mod tests {
 
     #[test]
     fn only_a_flight_that_is_still_linked_is_stored() {
-        /// Remembers what was stored.
+        /// Remembers what was stored, and how often it was called without the mutex.
         #[derive(Default)]
-        struct Store(Mutex<Vec<(u64, u64)>>);
+        struct Store(Mutex<Vec<(u64, u64)>>, AtomicUsize);
         impl Settle<u64, u64, Infallible> for Store {
             fn settle(&self, key: &u64, result: &Result<u64, LoadError<Infallible>>) {
                 self.0.lock().push((*key, *result.as_ref().unwrap()));
+            }
+
+            fn settled(&self) {
+                self.1.fetch_add(1, Ordering::Relaxed);
             }
         }
         let flights = Flights::new(FlightConfig::default(), Store::default());
@@ -650,6 +654,7 @@ mod tests {
         flights.land(&forgotten, Landing::Done(Ok(10)));
         assert!(flights.hook.0.lock().is_empty());
         flights.land(&linked, Landing::Done(Ok(20)));
+        assert_eq!(flights.hook.1.load(Ordering::Relaxed), 2, "after each landing");
         flights.land(&linked, Landing::Done(Ok(30)));
         assert_eq!(*flights.hook.0.lock(), [(1, 20)]);
     }
