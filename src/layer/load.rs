@@ -12,6 +12,7 @@ use tower::util::Oneshot;
 use tower::{BoxError, Service};
 use tracing::Instrument;
 
+use super::address::Address;
 use super::body::GuardBody;
 use super::fill::{Fill, Keep};
 use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
@@ -21,9 +22,7 @@ use crate::cache::{Arrival, Born, Destination, Entry, Storing};
 use crate::error::{LoadError, TimedOut};
 use crate::flight::{BoxLoad, Plan};
 use crate::http::headers::strip_hop_by_hop;
-use crate::http::key::{KeyInput, MethodClass};
-use crate::http::rule::KeyRule;
-use crate::http::vary::VarySpec;
+use crate::http::key::MethodClass;
 use crate::http::verdict::{self, Lifetime as VerdictLife, RequestFacts, Share, Verdict};
 use crate::policy::{Freshness, Lifetime};
 
@@ -43,72 +42,6 @@ pub(super) type PageArrival = Arrival<PageKey, Reply>;
 
 /// The leader's own response, or its service's own error.
 pub(super) type Own<R, X> = Result<Response<GuardBody<R>>, X>;
-
-/// Which of the keys of a request a load is for.
-#[derive(Clone, Debug)]
-pub(super) struct Address {
-    /// Without any header that only `Vary` names.
-    pub(super) base: PageKey,
-    /// With those of `spec`.
-    pub(super) key: PageKey,
-    pub(super) spec: VarySpec,
-    /// What the operator's function added.
-    pub(super) extra: Vec<u8>,
-    /// The generation of the request's target.
-    pub(super) generation: u64,
-    pub(super) class: MethodClass,
-}
-
-impl Address {
-    /// The keys of a request. `None` if one is too long.
-    pub(super) fn of(
-        guard: &Guarded,
-        parts: &http::request::Parts,
-        class: MethodClass,
-        generation: u64,
-        extra: &[u8],
-        spec: &VarySpec,
-    ) -> Option<Self> {
-        let rule = &guard.settings.rule;
-        let asked = Asked { parts, class, generation, extra };
-        let base = asked.key(rule, &VarySpec::default())?;
-        let key = if spec.is_empty() { Arc::clone(&base) } else { asked.key(rule, spec)? };
-        Some(Self { base, key, spec: spec.clone(), extra: extra.to_vec(), generation, class })
-    }
-
-    /// The key of the same request with other headers in it. `None` if it is too long.
-    pub(super) fn under(
-        &self,
-        rule: &KeyRule,
-        parts: &http::request::Parts,
-        spec: &VarySpec,
-    ) -> Option<PageKey> {
-        let Self { class, generation, extra, .. } = self;
-        Asked { parts, class: *class, generation: *generation, extra }.key(rule, spec)
-    }
-}
-
-/// What of a request goes into its keys.
-struct Asked<'a> {
-    parts: &'a http::request::Parts,
-    class: MethodClass,
-    generation: u64,
-    extra: &'a [u8],
-}
-
-impl Asked<'_> {
-    fn key(&self, rule: &KeyRule, vary: &VarySpec) -> Option<PageKey> {
-        let Self { parts, class, generation, extra } = *self;
-        let original = original_uri(parts);
-        let mut out = Vec::new();
-        let input = KeyInput { class, parts, original, generation, vary, extra };
-        input.write(rule, &mut out).ok().map(|()| out.into())
-    }
-}
-
-pub(super) fn original_uri(parts: &http::request::Parts) -> Option<&http::Uri> {
-    parts.extensions.get::<axum::extract::OriginalUri>().map(|original| &original.0)
-}
 
 /// A request and the service to run it.
 pub(super) struct PageLoad<S, B, R, X> {
@@ -441,6 +374,7 @@ fn length(headers: &http::HeaderMap, body: &impl Body) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::vary::VarySpec;
     use crate::layer::builder::StampedeGuardBuilder;
     use crate::layer::recording::BrokenBody;
     use std::convert::Infallible;

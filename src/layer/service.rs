@@ -10,10 +10,11 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tower::{BoxError, Service};
 
+use super::address::{Address, original_uri};
 use super::body::GuardBody;
 use super::future::{Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
-use super::load::{Address, PageLoad, original_uri};
+use super::load::PageLoad;
 use super::page::{Page, Reply, refusal};
 use super::trip::Trip;
 use crate::cache::Entry;

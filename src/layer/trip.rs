@@ -12,9 +12,10 @@ use tokio::sync::oneshot;
 use tower::util::Oneshot;
 use tower::{BoxError, Service};
 
+use super::address::Address;
 use super::body::GuardBody;
 use super::guard::Guarded;
-use super::load::{Address, Failure, Own, PageArrival, PageLoad};
+use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply, refusal};
 use crate::cache::{Entry, Shelf};
 use crate::error::{LoadError, Overloaded};
