@@ -481,6 +481,10 @@ where
         landing: Landing<V, E>,
     ) -> Option<Landing<V, E>> {
         let mut state = flight.state.lock();
+        // Before the flight is unlinked: whoever finds no flight finds its places free.
+        if std::mem::take(&mut state.unattended) {
+            self.leave_unattended();
+        }
         let mut key = None;
         if !state.closed {
             if let Landing::Done(result) = &landing {
@@ -495,9 +499,6 @@ where
             Some(landing)
         };
         state.landed = true;
-        if std::mem::take(&mut state.unattended) {
-            self.leave_unattended();
-        }
         let leader = state.leader.take();
         let herd = state.waiters.take(leader);
         let parent = state.parent.take();
@@ -515,11 +516,15 @@ where
     /// was, and whoever has the duty to land it tries again.
     #[must_use]
     fn close(&self, flight: &Arc<Flight<K, V, E>>, state: &mut State<V, E>) -> Option<K> {
-        let key = self.map.remove_if(&flight.key, |linked| Arc::ptr_eq(linked, flight));
+        let key = self.map.remove_if(&flight.key, |linked| {
+            let mine = Arc::ptr_eq(linked, flight);
+            if mine {
+                // Under the map's lock: whoever finds no flight finds its place free.
+                self.in_flight.fetch_sub(1, Ordering::Relaxed);
+            }
+            mine
+        });
         state.closed = true;
-        if key.is_some() {
-            self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
         key
     }
 
