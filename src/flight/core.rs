@@ -163,6 +163,12 @@ impl<K, V, E> Flight<K, V, E> {
         state.boarding = false;
     }
 
+    /// The driver's task, for a model to end as a dying runtime would.
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn take_task(&self) -> Option<AbortHandle> {
+        self.state.lock().task.take()
+    }
+
     /// A seat for somebody who only wants to know when the flight ends.
     #[cfg(feature = "cache")]
     pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
@@ -535,6 +541,12 @@ where
 
     pub(crate) fn leave_unattended(&self) {
         self.unattended.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Loads that run with nobody waiting.
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn unattended(&self) -> usize {
+        self.unattended.load(Ordering::Relaxed)
     }
 
     /// The flights under way.
