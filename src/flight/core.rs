@@ -163,6 +163,12 @@ impl<K, V, E> Flight<K, V, E> {
         state.boarding = false;
     }
 
+    /// The driver's task, for a model to end as a dying runtime would.
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn take_task(&self) -> Option<AbortHandle> {
+        self.state.lock().task.take()
+    }
+
     /// A seat for somebody who only wants to know when the flight ends.
     #[cfg(feature = "cache")]
     pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
@@ -489,6 +495,10 @@ where
         landing: Landing<V, E>,
     ) -> Option<Landing<V, E>> {
         let mut state = flight.state.lock();
+        // Before the flight is unlinked: whoever finds no flight finds its places free.
+        if std::mem::take(&mut state.unattended) {
+            self.leave_unattended();
+        }
         let mut key = None;
         if !state.closed {
             if let Landing::Done(result) = &landing {
@@ -503,9 +513,6 @@ where
             Some(landing)
         };
         state.landed = true;
-        if std::mem::take(&mut state.unattended) {
-            self.leave_unattended();
-        }
         let leader = state.leader.take();
         let herd = state.waiters.take(leader);
         let parent = state.parent.take();
@@ -523,11 +530,15 @@ where
     /// was, and whoever has the duty to land it tries again.
     #[must_use]
     fn close(&self, flight: &Arc<Flight<K, V, E>>, state: &mut State<V, E>) -> Option<K> {
-        let key = self.map.remove_if(&flight.key, |linked| Arc::ptr_eq(linked, flight));
+        let key = self.map.remove_if(&flight.key, |linked| {
+            let mine = Arc::ptr_eq(linked, flight);
+            if mine {
+                // Under the map's lock: whoever finds no flight finds its place free.
+                self.in_flight.fetch_sub(1, Ordering::Relaxed);
+            }
+            mine
+        });
         state.closed = true;
-        if key.is_some() {
-            self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
         key
     }
 
@@ -538,6 +549,12 @@ where
 
     pub(crate) fn leave_unattended(&self) {
         self.unattended.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Loads that run with nobody waiting.
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn unattended(&self) -> usize {
+        self.unattended.load(Ordering::Relaxed)
     }
 
     /// The flights under way.

@@ -12,9 +12,9 @@ use crate::sync;
 /// Where the free list ends.
 const END: u32 = u32::MAX;
 /// A herd up to this size is woken in place.
-const IN_PLACE: usize = 64;
+const IN_PLACE: usize = if cfg!(stampede_shuttle) { 2 } else { 64 };
 /// Of a larger herd, this many are woken in place, and then this many in each turn of the waking task.
-const BATCH: usize = 32;
+const BATCH: usize = if cfg!(stampede_shuttle) { 1 } else { 32 };
 
 #[derive(Debug)]
 enum Slot {
