@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 use loom::future::block_on;
 use loom::thread;
 
-use super::core::{FlightConfig, Flights, OnAbandon, Settle};
+use super::core::{Boarding, FlightConfig, Flights, Landing, OnAbandon, Settle};
 use super::plan::{BoxLoad, Owned, Plan};
 use super::run::{FirstPoll, Run};
 use crate::error::LoadError;
@@ -255,6 +255,30 @@ fn a_forgotten_flight_stores_nothing_over_the_next() {
         assert_eq!(cache.get(), Some(2));
         cache.drains();
         assert_eq!(*cache.0.flights.hook.landed.lock().unwrap(), [2]);
+    });
+}
+
+#[test]
+fn forgetting_a_flight_that_is_over_takes_no_other_away() {
+    check(|| {
+        let cache = Cache::new(FlightConfig::default());
+        let flights = &cache.0.flights;
+        let board = || flights.board(&mut Some(Owned(KEY)), Waker::noop());
+        let Boarding::Leads(first) = board() else { panic!("nothing is in flight") };
+        let there = cache.clone();
+        // It may find the first flight, and not look again before that one is over.
+        let forgets = thread::spawn(move || there.0.flights.forget(&KEY));
+        flights.land(&first, Landing::Done(Ok(1)));
+        let Boarding::Leads(second) = board() else { panic!("the first one is over") };
+        let third = board();
+        forgets.join().unwrap();
+        flights.land(&second, Landing::Done(Ok(2)));
+        if let Boarding::Leads(third) = third {
+            assert_eq!(cache.get(), Some(1), "the second was forgotten");
+            assert!(matches!(board(), Boarding::Waits(..)), "the end of the second took the third away");
+            flights.land(&third, Landing::Done(Ok(3)));
+        }
+        cache.drains();
     });
 }
 
