@@ -540,3 +540,56 @@ async fn point_10_a_read_from_before_a_write_is_not_seen_after_it() {
     assert_eq!(early.await.unwrap(), "1");
     assert_eq!(text(ask(&app, request("/")).await).await, "2");
 }
+
+#[tokio::test]
+async fn point_08_personal_trailers_reach_their_own_client_alone() {
+    use http_body_util::{BodyExt, StreamBody};
+    let handler = || async {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("set-cookie", "session=1".parse().unwrap());
+        trailers.insert("authentication-info", "nextnonce=1".parse().unwrap());
+        trailers.insert("x-checksum", "abc".parse().unwrap());
+        let frames = [
+            http_body::Frame::data(bytes::Bytes::from_static(b"page")),
+            http_body::Frame::trailers(trailers),
+        ];
+        Body::new(StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, std::convert::Infallible>))))
+    };
+    let app = Router::new().route("/", get(handler)).layer(StampedeGuard::new());
+    let trailers = || async {
+        let body = ask(&app, request("/")).await.into_body().collect().await.unwrap();
+        body.trailers().cloned().unwrap()
+    };
+    assert_eq!(trailers().await.len(), 3, "the client whose request it was");
+    let others = trailers().await;
+    assert_eq!((others.len(), &others["x-checksum"]), (1, &"abc".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn point_05_a_clients_no_store_takes_no_stored_page_from_the_others() {
+    let (clock, builder) = clocked();
+    let guard = builder.stale_while_revalidate(Duration::from_secs(60)).build().unwrap();
+    let (app, runs) = counting(guard.clone());
+    ask(&app, request("/")).await;
+    clock.advance(Duration::from_millis(1_500));
+    let stale = ask(&app, with(request("/"), "cache-control", "no-store")).await;
+    assert_eq!(text(stale).await, "1");
+    settle(|| runs.get() == 2).await;
+    settle_flights(&guard).await;
+    assert_eq!(text(ask(&app, request("/")).await).await, "2", "its refresh is kept for the others");
+    assert_eq!(runs.get(), 2);
+}
+
+#[tokio::test]
+async fn point_03_a_request_that_may_have_trailers_goes_straight_through() {
+    use http_body_util::StreamBody;
+    let (app, runs) = counting(StampedeGuard::new());
+    for _ in 0..2 {
+        let frames =
+            futures_util::stream::iter([Ok::<_, std::convert::Infallible>(
+                http_body::Frame::<bytes::Bytes>::trailers(HeaderMap::new()),
+            )]);
+        ask(&app, Request::get("/").body(Body::new(StreamBody::new(frames))).unwrap()).await;
+    }
+    assert_eq!(runs.get(), 2);
+}

@@ -1,6 +1,9 @@
 //! Headers by what they are for: the closed list that no key needs, and the fields that belong to one connection.
 
-use http::header::{CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderName};
 
 use crate::http::syntax;
@@ -160,6 +163,18 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
     for name in ["keep-alive", "proxy-connection", "proxy-authentication-info"] {
         headers.remove(name);
+    }
+}
+
+/// Removes from trailers that others get what would have kept the response from them, had it stood in the head, and
+/// what belongs to one connection. `Authentication-Info` is meant to come in trailers (RFC 9110 section 11.6.3).
+pub(crate) fn strip_personal(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    for name in [SET_COOKIE, WWW_AUTHENTICATE] {
+        trailers.remove(name);
+    }
+    for name in ["authentication-info", "clear-site-data"] {
+        trailers.remove(name);
     }
 }
 

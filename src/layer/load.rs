@@ -303,8 +303,12 @@ where
 
     fn page(&self, page: Arc<Page>, reader: Option<Arc<Reader>>, verdict: &Verdict) -> PageArrival {
         let places = self.places(&page, verdict);
-        let bound_for =
-            if places.is_empty() { Destination::WaitersOnly } else { Destination::Shelves(places.into()) };
+        let bound_for = match places.is_empty() {
+            false => Destination::Shelves(places.into()),
+            // A client that does not want its answer kept takes nothing from the others.
+            true if self.facts.no_store => Destination::Nowhere,
+            true => Destination::WaitersOnly,
+        };
         Arrival { value: Reply::Page(page, reader), bound_for }
     }
 

@@ -139,7 +139,7 @@ pub(super) fn respond_to_leader<R>(
     recording: &Arc<Recording>,
     rest: Option<Rest<R>>,
 ) -> Response<GuardBody<R>> {
-    Response::from_parts(head, GuardBody::shared(Reader::new(recording), rest))
+    Response::from_parts(head, GuardBody::shared(Reader::own(recording), rest))
 }
 
 /// The guard's own word, where there is no handler's.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tower::BoxError;
 
+use crate::http::headers::strip_personal;
 use crate::sync::{Mutex, OnceLock};
 
 /// Why a body ended early, for all who read it.
@@ -240,6 +241,8 @@ pub(super) struct Reader {
     place: Place,
     /// Its number while the recording grows.
     number: Option<usize>,
+    /// Whether it reads for the client whose request it was.
+    owns: bool,
 }
 
 impl Reader {
@@ -254,17 +257,29 @@ impl Reader {
             });
             Some(number)
         };
-        Self { recording: Arc::clone(recording), place: Place::default(), number }
+        Self { recording: Arc::clone(recording), place: Place::default(), number, owns: false }
+    }
+
+    /// The reader of the client whose request it was: it gets the trailers as they came.
+    pub(super) fn own(recording: &Arc<Recording>) -> Self {
+        let mut reader = Self::new(recording);
+        reader.owns = true;
+        reader
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let next = self.recording.poll_next(&self.place, self.number, cx);
-        match &next {
+        let mut next = self.recording.poll_next(&self.place, self.number, cx);
+        match &mut next {
             Poll::Ready(Next::Data(frame)) => {
                 self.place.frame += 1;
                 self.place.read += frame.len() as u64;
             }
-            Poll::Ready(Next::Trailers(_)) => self.place.has_trailers = true,
+            Poll::Ready(Next::Trailers(trailers)) => {
+                self.place.has_trailers = true;
+                if !self.owns {
+                    strip_personal(trailers);
+                }
+            }
             _ => {}
         }
         next

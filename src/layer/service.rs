@@ -65,7 +65,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let guard = &self.guard;
         let (parts, body) = request.into_parts();
-        let is_empty = body.is_end_stream() || body.size_hint().exact() == Some(0);
+        // A body without data may still have trailers.
+        let is_empty = body.is_end_stream();
         let bypassed = guard.settings.bypass.as_ref().is_some_and(|bypass| bypass(&parts));
         match classify(&parts, is_empty, &guard.settings.rule) {
             Eligibility::Take(class) if !bypassed => self.take(class, parts, body),
@@ -251,7 +252,8 @@ impl<S> GuardService<S> {
             guard: Arc::clone(guard),
             inner: self.inner.clone(),
             request: Request::from_parts(asking.parts, asking.body),
-            facts: asking.facts,
+            // The client had its answer; its `no-store` does not reach the handler.
+            facts: RequestFacts { no_store: false, ..asking.facts },
             address,
             stale: Some(stale),
             leader: None,
