@@ -1,4 +1,72 @@
-//! Cache-stampede protection.
+//! Cache-stampede protection: when a hot key expires or is cold, one load runs. Everyone else waits for it or gets a
+//! slightly stale answer, expiries are spread, and the origin stays calm.
+//!
+//! Three ways in, one engine underneath:
+//!
+//! 1. [`StampedeGuard`], a Tower layer over an axum router or any HTTP service:
+//!
+//! ```
+//! # #[cfg(feature = "layer")] {
+//! use axum::{Router, routing::get};
+//! use stampede_guard::StampedeGuard;
+//!
+//! let app: Router =
+//!     Router::new().route("/products/{id}", get(|| async { "..." })).layer(StampedeGuard::new());
+//! # }
+//! ```
+//!
+//! 2. [`SingleFlight`] on its own, where nothing is to be cached:
+//!
+//! ```
+//! # use stampede_guard::{LoadError, SingleFlight};
+//! # async fn load_user(id: &str) -> Result<String, std::io::Error> { Ok(id.into()) }
+//! # async fn get(id: String) -> Result<(), LoadError<std::io::Error>> {
+//! let flights: SingleFlight<String, String, std::io::Error> = SingleFlight::new();
+//! let user = flights.run(id.clone(), || async move { load_user(&id).await }).await?;
+//! # drop(user); Ok(())
+//! # }
+//! ```
+//!
+//! 3. [`StampedeCache`], for data inside a service:
+//!
+//! ```
+//! # #[cfg(feature = "cache")] {
+//! # use std::time::Duration;
+//! # use stampede_guard::StampedeCache;
+//! # async fn product(id: &str) -> Result<String, std::io::Error> { Ok(id.into()) }
+//! # async fn get(id: String) -> Result<(), Box<dyn std::error::Error>> {
+//! let cache: StampedeCache<String, String, std::io::Error> = StampedeCache::builder()
+//!     .ttl(Duration::from_secs(60))
+//!     .jitter(0.1)
+//!     .stale_while_revalidate(Duration::from_secs(30))
+//!     .build()?;
+//! let product = cache.get_or_load(id.clone(), || async move { product(&id).await }).await?;
+//! # drop(product); Ok(())
+//! # }
+//! # }
+//! ```
+//!
+//! # What holds under any interleaving
+//!
+//! - One live load a key. It belongs to its flight and not to the caller that started it, so a caller that is dropped
+//!   or never polled again stalls nobody.
+//! - One failure, panic or time-out is one run, shared by all who waited, and not cached.
+//! - An `insert` or `invalidate` during a load wins over its result.
+//! - A runtime that shuts down ends waits with [`LoadError::Cancelled`]; nothing hangs, nothing is poisoned.
+//!
+//! # Features
+//!
+//! | feature | default | brings |
+//! |---|---|---|
+//! | `cache` | yes | [`StampedeCache`], on moka |
+//! | `layer` | yes | [`StampedeGuard`] |
+//! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
+//! | `test-util` | no | [`ManualClock`] |
+//!
+//! Without any of them there is [`SingleFlight`], on tokio and dashmap.
+//!
+//! With `metrics`: `stampede_requests_total{outcome}`, `stampede_loads_total{result}`, `stampede_load_seconds`,
+//! `stampede_refreshes_total`. No label holds a key.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -19,7 +87,7 @@ mod policy;
 #[cfg(feature = "cache")]
 mod rng;
 mod sync;
-#[cfg(all(feature = "cache", feature = "test-util"))]
+#[cfg(feature = "test-util")]
 pub mod test_util;
 
 #[cfg(feature = "cache")]
@@ -39,5 +107,5 @@ pub use layer::{
 };
 #[cfg(feature = "cache")]
 pub use policy::EarlyRefresh;
-#[cfg(all(feature = "cache", feature = "test-util"))]
+#[cfg(feature = "test-util")]
 pub use test_util::ManualClock;

@@ -11,14 +11,14 @@ pub(crate) enum Random {
     /// Each thread's own generator.
     Thread,
     /// One sequence for all threads, the same for the same seed.
-    Seeded(Mutex<StdRng>),
+    Seeded(Box<Mutex<StdRng>>),
 }
 
 impl Random {
     pub(crate) fn new(seed: Option<u64>) -> Self {
         match seed {
             None => Self::Thread,
-            Some(seed) => Self::Seeded(Mutex::new(StdRng::seed_from_u64(seed))),
+            Some(seed) => Self::Seeded(Box::new(Mutex::new(StdRng::seed_from_u64(seed)))),
         }
     }
 

@@ -41,9 +41,11 @@ impl ManualClock {
         Self { start: Instant::now(), passed: Arc::default() }
     }
 
-    /// Moves the time on.
+    /// Moves the time on, to 584 years after the clock was made at most.
     pub fn advance(&self, by: Duration) {
-        self.passed.fetch_add(nanos(by), Ordering::AcqRel);
+        let add = |passed: u64| Some(passed.saturating_add(nanos(by)));
+        // `add` always has an answer.
+        let _ = self.passed.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
     }
 }
 

@@ -115,8 +115,8 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         self
     }
 
-    /// How long a call waits for a load before it is served a value within `stale_if_error`; the load goes on.
-    /// Default: `None`, until the load ends.
+    /// How long a call waits for a load before it is served a value within `stale_if_error`; the load goes on,
+    /// as [`on_abandon`](Self::on_abandon) says once nobody waits for it. Default: `None`, until the load ends.
     pub fn soft_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.soft_timeout = limit.into();
         self
@@ -139,7 +139,8 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     /// How many loads may run at once, over all keys. Default: no limit.
     ///
     /// Beyond it misses wait their turn, so that a cold start with 100,000 distinct keys is not 100,000 loads at
-    /// once; a background refresh is skipped instead.
+    /// once; a background refresh is skipped instead. A loader that asks this cache for another key holds its own
+    /// place meanwhile: leave room for that, or `load_timeout` has to end it.
     pub fn max_concurrent_loads(mut self, loads: usize) -> Self {
         self.max_concurrent_loads = Some(loads);
         self
@@ -147,6 +148,9 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
 
     /// How many entries are kept; with a [`weigher`](Self::weigher), what they may weigh together.
     /// Default: 10,000.
+    ///
+    /// Beyond it, moka's `TinyLFU` decides which entries go: those seldom asked for, expired ones among them. An entry
+    /// past its last use keeps its place until then, or until it is loaded anew.
     pub fn capacity(mut self, capacity: u64) -> Self {
         self.capacity = capacity;
         self

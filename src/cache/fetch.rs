@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use tokio::time::Sleep;
+use tokio::time::{Sleep, sleep};
 
-use super::engine::{CacheLoad, Engine, Loader};
+use super::engine::{CacheLanding, CacheLoad, Engine, Loader};
+use super::generations::Born;
 use super::shelf::{Arrival, Destination, Entry, Shelf};
 use crate::error::LoadError;
 use crate::event::{self, Outcome, StaleReason};
@@ -26,11 +27,17 @@ pub struct Fetched<V> {
     pub outcome: Outcome,
 }
 
-type CacheRun<'a, K, V, E, S, L> = Run<'a, K, Arrival<K, V>, E, Shelf<K, V>, S, CacheLoad<K, V, E, L>>;
+type CacheRun<'a, K, V, E, S, L> = Run<'a, K, CacheLanding<K, V>, E, Shelf<K, V>, S, CacheLoad<K, V, E, L>>;
+
+type CacheLanded<K, V, E, S, L> = Landed<CacheLanding<K, V>, E, S, CacheLoad<K, V, E, L>>;
+
+/// A call's end; no value if a loader of several keys left this one out.
+pub(super) type Answer<V, E> = Result<Option<Fetched<V>>, LoadError<E>>;
 
 /// What a call falls back on if its load fails or is slow.
 struct Fallback<V> {
     entry: Entry<V>,
+    /// Runs from the moment the call first has to wait.
     soft_timeout: Option<Pin<Box<Sleep>>>,
 }
 
@@ -43,6 +50,8 @@ where
 {
     engine: &'a Arc<Engine<K, V, E>>,
     state: State<'a, K, V, E, S, L>,
+    /// When it took off.
+    born: Option<Born>,
     fallback: Option<Box<Fallback<V>>>,
 }
 
@@ -74,43 +83,58 @@ where
     L: Loader<V, E>,
 {
     pub(crate) fn new(engine: &'a Arc<Engine<K, V, E>>, source: S, loader: L) -> Self {
-        Self { engine, state: State::Look(source, loader), fallback: None }
+        Self { engine, state: State::Look(source, loader), born: None, fallback: None }
     }
 
     /// What the shelf has to say; `None` if a load must be waited for, and then this call is in the air.
     fn look(&mut self) -> Option<Result<Fetched<V>, LoadError<E>>> {
+        let State::Look(source, _) = &self.state else { return None };
+        let found = self.engine.shelf().find(source.query());
+        match found {
+            Some(entry) if self.engine.shelf().is_plain_hit(&entry) => Some(Ok(self.hit(entry.value))),
+            found => self.decide(found),
+        }
+    }
+
+    fn hit(&self, value: V) -> Fetched<V> {
+        self.engine.counters.hits.add();
+        event::count_request("hit");
+        Fetched { value, outcome: Outcome::Hit }
+    }
+
+    /// The rarer cases. Apart, so that a hit moves neither key nor loader.
+    #[inline(never)]
+    fn decide(&mut self, found: Option<Entry<V>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
         let State::Look(source, loader) = std::mem::replace(&mut self.state, State::Done) else {
             return None;
         };
-        let shelf = self.engine.shelf();
-        let Some(entry) = shelf.find(source.query()) else { return self.take_off(source, loader, None) };
-        match shelf.judge(&entry) {
-            Freshness::Fresh => {
-                self.engine.counters.hits.add();
-                event::count_request("hit");
-                Some(Ok(Fetched { value: entry.value, outcome: Outcome::Hit }))
-            }
+        let Some(entry) = found else { return self.take_off(source, loader, None) };
+        match self.engine.shelf().judge(&entry) {
+            Freshness::Fresh => Some(Ok(self.hit(entry.value))),
             Freshness::RefreshEarly => {
                 let value = entry.value.clone();
-                self.engine.refresh(source, loader, Some(entry), false);
-                self.engine.counters.hits.add();
-                event::count_request("hit");
-                Some(Ok(Fetched { value, outcome: Outcome::Hit }))
+                self.refresh(source, loader, entry);
+                Some(Ok(self.hit(value)))
             }
             Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
                 Some(Ok(self.stale(entry, StaleReason::BackingOff)))
             }
             Freshness::Stale { refresh: true } => {
                 let answer = self.stale(entry.clone(), StaleReason::Revalidating);
-                self.engine.refresh(source, loader, Some(entry), false);
+                self.refresh(source, loader, entry);
                 Some(Ok(answer))
             }
             Freshness::IfError { load: true } => {
-                let soft_timeout = self.engine.soft_timeout.map(|limit| Box::pin(tokio::time::sleep(limit)));
-                self.fallback = Some(Box::new(Fallback { entry: entry.clone(), soft_timeout }));
+                self.fallback = Some(Box::new(Fallback { entry: entry.clone(), soft_timeout: None }));
                 self.take_off(source, loader, Some(entry))
             }
             Freshness::Dead => self.take_off(source, loader, Some(entry)),
+        }
+    }
+
+    fn refresh(&self, source: S, loader: L, stale: Entry<V>) {
+        if let Some((loader, stale)) = loader.put_off(stale) {
+            self.engine.refresh(source, loader, Some(stale), false);
         }
     }
 
@@ -122,11 +146,16 @@ where
     ) -> Option<Result<Fetched<V>, LoadError<E>>> {
         self.engine.counters.misses.fetch_add(1, Ordering::Relaxed);
         if self.engine.is_closed() {
-            return Some(Err(LoadError::Cancelled));
+            return Some(self.failed(LoadError::Cancelled));
         }
+        self.born = Some(self.engine.shelf().generations.born());
         let load = CacheLoad { engine: Arc::clone(self.engine), loader, stale, forced: false, permit: None };
-        self.state = State::Fly(Run::new(&self.engine.flights, source, load, FirstPoll::Inline));
+        self.fly(source, load);
         None
+    }
+
+    fn fly(&mut self, source: S, load: CacheLoad<K, V, E, L>) {
+        self.state = State::Fly(Run::new(&self.engine.flights, source, load, FirstPoll::Inline));
     }
 
     fn stale(&self, entry: Entry<V>, reason: StaleReason) -> Fetched<V> {
@@ -136,14 +165,44 @@ where
         Fetched { value: entry.value, outcome: Outcome::Stale { age, reason } }
     }
 
-    fn landed<P>(&mut self, landed: Landed<Arrival<K, V>, E, S, P>) -> Result<Fetched<V>, LoadError<E>> {
-        let arrival = match (landed.result, self.fallback.take()) {
-            (Ok(arrival), _) => arrival,
-            (Err(_), Some(fallback)) => return Ok(self.stale(fallback.entry, StaleReason::LoadFailed)),
-            (Err(error), None) => {
-                event::count_request("error");
-                return Err(error);
-            }
+    /// What may be served in place of a load's result, at this moment.
+    fn stand_in(&mut self) -> Option<Entry<V>> {
+        let entry = self.fallback.take()?.entry;
+        self.engine.shelf().covers_failure(&entry).then_some(entry)
+    }
+
+    fn failed(&mut self, error: LoadError<E>) -> Result<Fetched<V>, LoadError<E>> {
+        if let Some(entry) = self.stand_in() {
+            return Ok(self.stale(entry, StaleReason::LoadFailed));
+        }
+        event::count_request("error");
+        Err(error)
+    }
+
+    /// True if what landed began before an invalidation that this call came after.
+    fn is_void(&self, arrival: &Arrival<K, V>) -> bool {
+        let Destination::Shelf(storing) = &arrival.bound_for else { return false };
+        let generations = &self.engine.shelf().generations;
+        self.born.is_some_and(|mine| generations.is_void_for(mine, storing.born, storing.tags.as_deref()))
+    }
+
+    /// `None` if the call is in the air again: what landed is not for it.
+    fn landed(&mut self, landed: CacheLanded<K, V, E, S, L>) -> Option<Answer<V, E>> {
+        let arrival = match landed.result {
+            Ok(arrival) => arrival,
+            Err(error) => return Some(self.failed(error).map(Some)),
+        };
+        if L::ALONE
+            && arrival.as_ref().is_none_or(|arrival| self.is_void(arrival))
+            && let Some((source, load)) = landed.unused
+        {
+            self.fly(source, load);
+            return None;
+        }
+        self.fallback = None;
+        let Some(arrival) = arrival else {
+            event::count_request("absent");
+            return Some(Ok(None));
         };
         let outcome = match (arrival.bound_for, landed.role) {
             (Destination::Nowhere, Role::Leader) => Outcome::Hit,
@@ -151,7 +210,7 @@ where
             (_, Role::Follower) => Outcome::Coalesced,
         };
         event::count_request(outcome.as_str());
-        Ok(Fetched { value: arrival.value, outcome })
+        Some(Ok(Some(Fetched { value: arrival.value, outcome })))
     }
 }
 
@@ -163,26 +222,34 @@ where
     S: KeySource<K>,
     L: Loader<V, E>,
 {
-    type Output = Result<Fetched<V>, LoadError<E>>;
+    type Output = Answer<V, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let State::Look(..) = self.state
             && let Some(answer) = self.look()
         {
-            return Poll::Ready(answer);
+            return Poll::Ready(answer.map(Some));
         }
-        let State::Fly(run) = &mut self.state else { panic!("polled after it was ready") };
-        if let Poll::Ready(landed) = Pin::new(run).poll(cx) {
+        loop {
+            let State::Fly(run) = &mut self.state else { panic!("polled after it was ready") };
+            let Poll::Ready(landed) = Pin::new(run).poll(cx) else { break };
             self.state = State::Done;
-            return Poll::Ready(self.landed(landed));
+            if let Some(answer) = self.landed(landed) {
+                return Poll::Ready(answer);
+            }
         }
-        if let Some(fallback) = &mut self.fallback
-            && let Some(limit) = &mut fallback.soft_timeout
-            && limit.as_mut().poll(cx).is_ready()
-            && let Some(fallback) = self.fallback.take()
+        if let Some(limit) = self.engine.soft_timeout
+            && let Some(fallback) = &mut self.fallback
+            && fallback
+                .soft_timeout
+                .get_or_insert_with(|| Box::pin(sleep(limit)))
+                .as_mut()
+                .poll(cx)
+                .is_ready()
+            && let Some(entry) = self.stand_in()
         {
             self.state = State::Done;
-            return Poll::Ready(Ok(self.stale(fallback.entry, StaleReason::LoadSlow)));
+            return Poll::Ready(Ok(Some(self.stale(entry, StaleReason::LoadSlow))));
         }
         Poll::Pending
     }

@@ -20,7 +20,7 @@ pub(crate) struct Generations {
 }
 
 /// The moment a load started, among the invalidations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Born(u64);
 
 /// A tag's mark.
@@ -58,6 +58,13 @@ impl Generations {
             })
     }
 
+    /// True if a caller of the time `caller` must not have what a load of the time `load` brings: it was
+    /// invalidated in between. If something else was, and this only after the caller came, it is true as well:
+    /// a mark knows its last invalidation alone.
+    pub(crate) fn is_void_for(&self, caller: Born, load: Born, marks: Option<&[Mark]>) -> bool {
+        load < caller && !self.is_valid(load, marks)
+    }
+
     pub(crate) fn invalidate_all(&self) {
         let now = self.counter.fetch_add(1, Ordering::AcqRel) + 1;
         self.floor.fetch_max(now, Ordering::AcqRel);
@@ -84,6 +91,9 @@ mod tests {
         assert!(generations.is_valid(before, Some(&[blue])));
         assert!(generations.is_valid(before, None));
         let after = generations.born();
+        assert!(generations.is_void_for(after, before, Some(&[red])));
+        assert!(!generations.is_void_for(before, before, Some(&[red])), "it waited already");
+        assert!(!generations.is_void_for(after, before, Some(&[blue])));
         assert!(generations.is_valid(after, Some(&[red])));
         generations.invalidate_all();
         assert!(!generations.is_valid(after, None));

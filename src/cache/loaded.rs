@@ -61,7 +61,7 @@ impl<V> Loaded<V> {
         Self { value: Some(value), ..Self::not_modified() }
     }
 
-    /// The stale value of the [`LoadContext`] is still current: it is kept and is fresh again.
+    /// The stale value of the [`LoadContext`] is still current: it is kept, with its tags, and is fresh again.
     ///
     /// Without a stale value there is nothing to keep; everyone who waits gets
     /// [`LoadError::Panicked`](crate::LoadError::Panicked), which says so.

@@ -87,6 +87,8 @@ pub(super) struct Flight<K, V, E> {
     state: Mutex<State<V, E>>,
 }
 
+// Independent facts, each read on its own.
+#[allow(clippy::struct_excessive_bools)]
 struct State<V, E> {
     /// Not, or no longer, in the map: nobody joins, and the result is not stored.
     closed: bool,
@@ -161,6 +163,19 @@ impl<K, V, E> Flight<K, V, E> {
         state.boarding = false;
     }
 
+    /// The driver's task, for a model to end as a dying runtime would.
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn take_task(&self) -> Option<AbortHandle> {
+        self.state.lock().task.take()
+    }
+
+    /// A seat for somebody who only wants to know when the flight ends.
+    #[cfg(feature = "cache")]
+    pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
+        let mut state = self.state.lock();
+        if state.landed { None } else { state.waiters.add(waker) }
+    }
+
     pub(super) fn take_load(&self) -> Option<BoxLoad<V, E>> {
         self.state.lock().load.take()
     }
@@ -233,6 +248,14 @@ where
         self.counters.snapshot()
     }
 
+    /// Whether the code that runs now is part of the flight under a key, and would wait for itself. The key is asked
+    /// for only inside a load.
+    #[cfg(feature = "layer")]
+    pub(crate) fn is_own(&self, key: impl FnOnce() -> Option<K>) -> bool {
+        lineage::current().is_some()
+            && key().and_then(|key| self.map.get(&key)).is_some_and(|flight| lineage::waits_for_us(&flight))
+    }
+
     /// Callers that wait for `key`.
     pub(crate) fn waiters<Q>(&self, key: &Q) -> usize
     where
@@ -250,9 +273,8 @@ where
         Q: Hash + Eq + ?Sized,
     {
         while let Some(flight) = self.map.get(key) {
-            let mut state = flight.state.lock();
-            if !state.closed {
-                self.close(&flight, &mut state);
+            let key = self.close(&flight, &mut flight.state.lock());
+            if key.is_some() {
                 return true;
             }
         }
@@ -263,16 +285,14 @@ where
     #[cfg(feature = "cache")]
     pub(crate) fn forget_all(&self) {
         for flight in self.map.values() {
-            let mut state = flight.state.lock();
-            if !state.closed {
-                self.close(&flight, &mut state);
-            }
+            let key = self.close(&flight, &mut flight.state.lock());
+            drop(key);
         }
     }
 
-    /// Runs `write` while `key` has no flight and none can start, closing the one that is under way.
+    /// Runs `write`, once, while `key` has no flight and none can start, closing the one that is under way.
     #[cfg(feature = "cache")]
-    pub(crate) fn overrule(&self, key: &K, write: impl Fn()) {
+    pub(crate) fn overrule(&self, key: &K, mut write: impl FnMut()) {
         loop {
             let found = self.map.get_or_try_insert(key.clone(), || {
                 write();
@@ -281,8 +301,12 @@ where
             let Some(flight) = found else { return };
             let mut state = flight.state.lock();
             if !state.closed {
-                self.close(&flight, &mut state);
+                // In this order: while the flight is linked nobody starts another, which would find the store
+                // as it was and land over what is written.
                 write();
+                let key = self.close(&flight, &mut state);
+                drop(state);
+                drop(key);
                 return;
             }
         }
@@ -335,14 +359,14 @@ where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
-        if self.map.get(source.query()).is_some() || !self.enter_unattended() {
+        let full = self.unattended.load(Ordering::Relaxed) >= self.config.max_abandoned;
+        if full || self.map.get(source.query()).is_some() {
             return None;
         }
-        if let Ok(Start::New(flight)) = self.start(&mut Some(source), None, true) {
-            return Some(flight);
+        match self.start(&mut Some(source), None, true) {
+            Ok(Start::New(flight)) => Some(flight),
+            _ => None,
         }
-        self.leave_unattended();
-        None
     }
 
     fn start<S>(
@@ -354,25 +378,43 @@ where
     where
         S: KeySource<K>,
     {
-        let Some(key) = source.as_ref().map(KeySource::to_key) else { return Err(LoadError::Cancelled) };
+        let Some(given) = source.as_ref() else { return Err(LoadError::Cancelled) };
+        // Keys are cloned here: behind the map's lock no user code runs, and between a place taken and the
+        // flight that holds it nothing panics.
+        let (key, spare) = (given.to_key(), given.spare_key());
         let mut started = None;
         let found = self.map.get_or_try_insert(key, || {
-            let max = self.config.max_in_flight;
-            if self.in_flight.fetch_add(1, Ordering::Relaxed) >= max {
-                self.in_flight.fetch_sub(1, Ordering::Relaxed);
+            if !self.take_place(unattended) {
                 return None;
             }
-            started = source.take().map(|source| Flight::new(source.into_key(), parent, unattended));
+            started = source.take().map(|source| {
+                let own = spare.unwrap_or_else(|| source.into_key());
+                Flight::new(own, parent, unattended)
+            });
             started.clone()
         });
         match (found, started) {
             (Some(flight), _) => Ok(Start::Found(flight)),
             (None, Some(flight)) => Ok(Start::New(flight)),
             (None, None) => {
-                self.counters.overloaded.add();
+                if !unattended {
+                    self.counters.overloaded.add();
+                }
                 Err(LoadError::Overloaded(Overloaded::InFlight { max: self.config.max_in_flight }))
             }
         }
+    }
+
+    /// Counts a flight that is about to be linked, if the caps allow it.
+    fn take_place(&self, unattended: bool) -> bool {
+        if unattended && !self.enter_unattended() {
+            return false;
+        }
+        let taken = enter(&self.in_flight, self.config.max_in_flight);
+        if unattended && !taken {
+            self.leave_unattended();
+        }
+        taken
     }
 
     /// A seat on `flight`; `None` if it is over for newcomers, and then the map has forgotten it already.
@@ -382,7 +424,7 @@ where
             return Err(LoadError::Reentrant);
         }
         let mut state = flight.state.lock();
-        if state.closed || state.landed {
+        if state.closed {
             return Ok(None);
         }
         let max = self.config.max_waiters_per_key;
@@ -445,21 +487,24 @@ where
     /// Ends a flight: store, unlink, publish, then wake. The first three happen under the flight's mutex, so
     /// nobody joins a finished flight and whoever finds no flight finds what it stored.
     ///
-    /// Gives the landing back if nobody waits for it.
+    /// Gives the landing back if nobody waits for it. A flight that has landed already is closed and nobody
+    /// waits for it: nothing changes.
     pub(super) fn land(
         &self,
         flight: &Arc<Flight<K, V, E>>,
         landing: Landing<V, E>,
     ) -> Option<Landing<V, E>> {
         let mut state = flight.state.lock();
-        if state.landed {
-            return Some(landing);
+        // Before the flight is unlinked: whoever finds no flight finds its places free.
+        if std::mem::take(&mut state.unattended) {
+            self.leave_unattended();
         }
+        let mut key = None;
         if !state.closed {
             if let Landing::Done(result) = &landing {
                 self.hook.settle(&flight.key, result);
             }
-            self.close(flight, &mut state);
+            key = self.close(flight, &mut state);
         }
         let unclaimed = if state.waiters.count() > 0 {
             let _ = flight.landing.set(landing);
@@ -468,49 +513,54 @@ where
             Some(landing)
         };
         state.landed = true;
-        if std::mem::take(&mut state.unattended) {
-            self.leave_unattended();
-        }
         let leader = state.leader.take();
         let herd = state.waiters.take(leader);
         let parent = state.parent.take();
         drop(state);
         herd.wake();
-        drop(parent);
         self.hook.settled();
+        drop((key, parent));
         unclaimed
     }
 
-    /// Takes the flight out of the map, by identity.
-    fn close(&self, flight: &Arc<Flight<K, V, E>>, state: &mut State<V, E>) {
+    /// Takes the flight out of the map, by identity. The map's key belongs to others: it is returned, to be
+    /// dropped after the flight's lock; `None` if the flight was closed already.
+    ///
+    /// Closed means gone from the map, also if the key's own `Hash` or `Eq` panics: then the flight is as it
+    /// was, and whoever has the duty to land it tries again.
+    #[must_use]
+    fn close(&self, flight: &Arc<Flight<K, V, E>>, state: &mut State<V, E>) -> Option<K> {
+        let key = self.map.remove_if(&flight.key, |linked| {
+            let mine = Arc::ptr_eq(linked, flight);
+            if mine {
+                // Under the map's lock: whoever finds no flight finds its place free.
+                self.in_flight.fetch_sub(1, Ordering::Relaxed);
+            }
+            mine
+        });
         state.closed = true;
-        if self.map.remove_if(&flight.key, |linked| Arc::ptr_eq(linked, flight)) {
-            self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
+        key
     }
 
     /// Takes one of the places of loads that run with nobody waiting.
     pub(crate) fn enter_unattended(&self) -> bool {
-        let max = self.config.max_abandoned;
-        let enter = |running: usize| (running < max).then_some(running + 1);
-        self.unattended.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enter).is_ok()
+        enter(&self.unattended, self.config.max_abandoned)
     }
 
     pub(crate) fn leave_unattended(&self) {
         self.unattended.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Loads that run with nobody waiting.
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn unattended(&self) -> usize {
+        self.unattended.load(Ordering::Relaxed)
+    }
+
     /// The flights under way.
     #[cfg(feature = "cache")]
     pub(super) fn linked(&self) -> Vec<Arc<Flight<K, V, E>>> {
         self.map.values()
-    }
-
-    /// A seat for somebody who only wants to know when `flight` ends.
-    #[cfg(feature = "cache")]
-    pub(super) fn watch(&self, flight: &Arc<Flight<K, V, E>>, waker: &Waker) -> Option<u32> {
-        let mut state = flight.state.lock();
-        if state.landed { None } else { state.waiters.add(waker) }
     }
 }
 
@@ -519,7 +569,143 @@ enum Start<K, V, E> {
     Found(Arc<Flight<K, V, E>>),
 }
 
+/// Adds one to `count` unless that would lift it over `max`, even for a moment.
+fn enter(count: &AtomicUsize, max: usize) -> bool {
+    let one_more = |now: usize| (now < max).then_some(now + 1);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+}
+
 /// Drops a loader's future; a panic in its destructors ends there.
 pub(super) fn drop_quietly<V, E>(load: BoxLoad<V, E>) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(load)));
+}
+
+#[cfg(all(test, feature = "cache"))]
+mod tests {
+    use super::super::plan::{Borrowed, Owned};
+    use super::*;
+    use std::convert::Infallible;
+
+    type Numbers = Flights<u64, u64, Infallible, ()>;
+
+    fn lead(flights: &Numbers, key: u64) -> Arc<Flight<u64, u64, Infallible>> {
+        match flights.board(&mut Some(Owned(key)), Waker::noop()) {
+            Boarding::Leads(flight) => flight,
+            _ => panic!("{key} is in flight"),
+        }
+    }
+
+    #[test]
+    fn nobody_starts_a_flight_while_it_is_overruled() {
+        let flights = Numbers::new(FlightConfig::default(), ());
+        let old = lead(&flights, 1);
+        let mut writes = 0;
+        flights.overrule(&1, || {
+            writes += 1;
+            assert!(flights.map.get(&1).is_some_and(|linked| Arc::ptr_eq(&linked, &old)), "the key is taken");
+        });
+        assert_eq!((writes, flights.in_flight()), (1, 0));
+        let new = lead(&flights, 1);
+        flights.land(&old, Landing::Abandoned);
+        assert_eq!(flights.in_flight(), 1, "the old flight leaves the new one in its place");
+        flights.land(&new, Landing::Abandoned);
+        assert_eq!(flights.in_flight(), 0);
+        flights.overrule(&1, || writes += 1);
+        assert_eq!(writes, 2);
+    }
+
+    #[test]
+    fn a_flight_that_was_forgotten_or_has_landed_takes_nobody_in() {
+        // As if it had been found in the map just before.
+        let flights = Numbers::new(FlightConfig::default(), ());
+        let (forgotten, over) = (lead(&flights, 1), lead(&flights, 2));
+        assert!(flights.forget(&1));
+        let seat = flights.join(&over, Waker::noop()).ok().flatten().unwrap();
+        assert!(over.keep_waiting(seat, Waker::noop()));
+        flights.land(&over, Landing::Done(Ok(2)));
+        for flight in [&forgotten, &over] {
+            assert!(matches!(flights.join(flight, Waker::noop()), Ok(None)));
+        }
+        assert!(!over.keep_waiting(seat, Waker::noop()), "its wake-up is behind it");
+        flights.land(&forgotten, Landing::Abandoned);
+    }
+
+    #[test]
+    fn a_flight_lands_once() {
+        let flights = Numbers::new(FlightConfig::default(), ());
+        let old = lead(&flights, 1);
+        let seat = flights.join(&old, Waker::noop()).ok().flatten().unwrap();
+        flights.land(&old, Landing::Done(Ok(1)));
+        let new = lead(&flights, 1);
+        assert!(flights.land(&old, Landing::Abandoned).is_some(), "nobody waits for it");
+        assert!(matches!(old.landing(), Some(Landing::Done(Ok(1)))));
+        flights.leave(&old, seat);
+        assert!(flights.close(&old, &mut old.state.lock()).is_none(), "the key is another's");
+        assert_eq!(flights.in_flight(), 1);
+        flights.land(&new, Landing::Abandoned);
+        assert_eq!((flights.in_flight(), flights.unattended.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn only_a_flight_that_is_still_linked_is_stored() {
+        /// Remembers what was stored, and how often it was called without the mutex.
+        #[derive(Default)]
+        struct Store(Mutex<Vec<(u64, u64)>>, AtomicUsize);
+        impl Settle<u64, u64, Infallible> for Store {
+            fn settle(&self, key: &u64, result: &Result<u64, LoadError<Infallible>>) {
+                self.0.lock().push((*key, *result.as_ref().unwrap()));
+            }
+
+            fn settled(&self) {
+                self.1.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let flights = Flights::new(FlightConfig::default(), Store::default());
+        let lead = || match flights.board(&mut Some(Owned(1)), Waker::noop()) {
+            Boarding::Leads(flight) => flight,
+            _ => panic!("is in flight"),
+        };
+        let forgotten = lead();
+        assert!(flights.forget(&1));
+        let linked = lead();
+        flights.land(&forgotten, Landing::Done(Ok(10)));
+        assert!(flights.hook.0.lock().is_empty());
+        flights.land(&linked, Landing::Done(Ok(20)));
+        assert_eq!(flights.hook.1.load(Ordering::Relaxed), 2, "after each landing");
+        flights.land(&linked, Landing::Done(Ok(30)));
+        assert_eq!(*flights.hook.0.lock(), [(1, 20)]);
+    }
+
+    #[test]
+    fn a_flight_for_nobody_that_was_watched_holds_one_place() {
+        let config = FlightConfig { max_abandoned: 2, ..FlightConfig::default() };
+        let flights = Numbers::new(config, ());
+        let alone = flights.start_unattended(Owned(1)).unwrap();
+        for _ in 0..3 {
+            let seat = alone.watch(Waker::noop()).unwrap();
+            flights.leave(&alone, seat);
+            assert_eq!(flights.unattended.load(Ordering::Relaxed), 1);
+        }
+        flights.land(&alone, Landing::Abandoned);
+        assert_eq!(flights.unattended.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_flight_that_cannot_be_linked_takes_no_place() {
+        let config = FlightConfig { max_in_flight: 1, max_abandoned: 1, ..FlightConfig::default() };
+        let flights = Numbers::new(config, ());
+        let places = |flights: &Numbers| (flights.in_flight(), flights.unattended.load(Ordering::Relaxed));
+        let first = lead(&flights, 1);
+        assert!(flights.start_unattended(Owned(2)).is_none(), "as many keys as there may be");
+        assert!(flights.start_unattended(Owned(1)).is_none(), "in flight already");
+        assert_eq!(places(&flights), (1, 0));
+        assert_eq!(flights.stats().overloaded, 0, "nobody was refused");
+        flights.land(&first, Landing::Abandoned);
+        let alone = flights.start_unattended(Borrowed(&1)).unwrap();
+        assert_eq!(places(&flights), (1, 1));
+        assert!(flights.start_unattended(Owned(2)).is_none(), "as many loads for nobody as there may be");
+        assert_eq!(places(&flights), (1, 1));
+        flights.land(&alone, Landing::Abandoned);
+        assert_eq!(places(&flights), (0, 0));
+    }
 }

@@ -20,6 +20,9 @@ use super::run::FirstPoll;
 use crate::error::{LoadError, Panicked, TimedOut};
 use crate::sync::{self, Arc};
 
+/// A [`Lead`] that a task holds.
+type TaskLead<K, V, E, H> = Lead<Arc<Flights<K, V, E, H>>, K, V, E, H>;
+
 /// The duty to land a flight. Dropped before that, by a panic or a dying runtime, it lands it as `Cancelled`.
 pub(super) struct Lead<C, K, V, E, H>
 where
@@ -47,7 +50,7 @@ where
     }
 
     /// The same duty, held by the driver's task.
-    fn into_task(mut self, flights: Arc<Flights<K, V, E, H>>) -> Lead<Arc<Flights<K, V, E, H>>, K, V, E, H> {
+    fn into_task(mut self, flights: Arc<Flights<K, V, E, H>>) -> TaskLead<K, V, E, H> {
         self.done = true;
         Lead { flights, flight: Arc::clone(&self.flight), done: false }
     }
@@ -227,7 +230,7 @@ where
     E: Send + Sync + 'static,
     H: Settle<K, V, E>,
 {
-    lead: Lead<Arc<Flights<K, V, E, H>>, K, V, E, H>,
+    lead: TaskLead<K, V, E, H>,
     #[pin]
     timeout: Option<Sleep>,
 }

@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 
-use crate::sync::Arc;
+use crate::sync::{Arc, thread_local};
 
 /// A flight, seen by the loads it started.
 pub(super) trait Ancestor: Send + Sync {
@@ -24,7 +24,7 @@ pub(super) struct Scope(Option<Arc<dyn Ancestor>>);
 
 impl Scope {
     pub(super) fn enter(flight: Arc<dyn Ancestor>) -> Self {
-        Self(CURRENT.replace(Some(flight)))
+        Self(CURRENT.with(|current| current.replace(Some(flight))))
     }
 }
 

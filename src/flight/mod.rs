@@ -4,6 +4,8 @@ mod builder;
 mod core;
 mod driver;
 mod lineage;
+#[cfg(all(test, stampede_loom, feature = "cache"))]
+mod models;
 mod plan;
 mod run;
 mod single;

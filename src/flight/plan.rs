@@ -15,6 +15,8 @@ pub(crate) trait KeySource<K> {
     type Query: std::hash::Hash + Eq + ?Sized;
     fn query(&self) -> &Self::Query;
     fn to_key(&self) -> K;
+    /// One more key if `into_key` would have to clone, so that it can be made before a lock is taken.
+    fn spare_key(&self) -> Option<K>;
     fn into_key(self) -> K;
 }
 
@@ -30,6 +32,10 @@ impl<K: std::hash::Hash + Eq + Clone> KeySource<K> for Owned<K> {
 
     fn to_key(&self) -> K {
         self.0.clone()
+    }
+
+    fn spare_key(&self) -> Option<K> {
+        None
     }
 
     fn into_key(self) -> K {
@@ -53,6 +59,10 @@ where
 
     fn to_key(&self) -> K {
         self.0.to_owned()
+    }
+
+    fn spare_key(&self) -> Option<K> {
+        Some(self.0.to_owned())
     }
 
     fn into_key(self) -> K {

@@ -39,6 +39,7 @@ pub(crate) struct Landed<V, E, S, P> {
     pub(crate) result: Result<V, LoadError<E>>,
     pub(crate) role: Role,
     /// What the caller brought, if it was not needed.
+    #[cfg_attr(not(feature = "layer"), allow(dead_code))]
     pub(crate) unused: Option<(S, P)>,
     /// The plan of a leader that found a value and did not load.
     #[cfg_attr(not(feature = "layer"), allow(dead_code))]
@@ -246,12 +247,11 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let waits = match this.slot {
-            Some(slot) => this.flight.keep_waiting(slot, cx.waker()),
-            None => {
-                this.slot = this.flights.watch(&this.flight, cx.waker());
-                this.slot.is_some()
-            }
+        let waits = if let Some(slot) = this.slot {
+            this.flight.keep_waiting(slot, cx.waker())
+        } else {
+            this.slot = this.flight.watch(cx.waker());
+            this.slot.is_some()
         };
         if waits { Poll::Pending } else { Poll::Ready(()) }
     }

@@ -122,7 +122,8 @@ where
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, if the loader is not ready at its first poll. A loader's own panic is a
+    /// If the loader is not ready at its first poll, outside a Tokio runtime, or on one without a timer
+    /// (`enable_time`) where [`load_timeout`](SingleFlightBuilder::load_timeout) is set. A loader's own panic is a
     /// [`LoadError::Panicked`].
     ///
     /// # Cancel safety

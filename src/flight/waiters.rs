@@ -4,6 +4,7 @@
 //! slot goes on a free list threaded through the empty slots, so callers that come and go for as long as a load
 //! runs take no more room than those who wait at the same time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
 use crate::sync;
@@ -11,9 +12,9 @@ use crate::sync;
 /// Where the free list ends.
 const END: u32 = u32::MAX;
 /// A herd up to this size is woken in place.
-const IN_PLACE: usize = 64;
+const IN_PLACE: usize = if cfg!(stampede_shuttle) { 2 } else { 64 };
 /// Of a larger herd, this many are woken in place, and then this many in each turn of the waking task.
-const BATCH: usize = 32;
+const BATCH: usize = if cfg!(stampede_shuttle) { 1 } else { 32 };
 
 #[derive(Debug)]
 enum Slot {
@@ -105,11 +106,14 @@ impl Herd {
     }
 
     fn wake_batch(&mut self) {
-        for slot in self.0.by_ref().take(BATCH) {
-            if let Slot::Waiting(waker) = slot {
-                waker.wake();
-            }
-        }
+        self.0.by_ref().take(BATCH).for_each(wake_quietly);
+    }
+}
+
+/// Wakes who waits. A panic of the waker ends there: it is neither the waking caller's nor those' who come after.
+fn wake_quietly(slot: Slot) {
+    if let Slot::Waiting(waker) = slot {
+        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
     }
 }
 
@@ -128,11 +132,7 @@ impl Future for Herd {
 
 impl Drop for Herd {
     fn drop(&mut self) {
-        for slot in self.0.by_ref() {
-            if let Slot::Waiting(waker) = slot {
-                waker.wake();
-            }
-        }
+        self.0.by_ref().for_each(wake_quietly);
     }
 }
 
@@ -171,6 +171,7 @@ mod tests {
         }
         assert_eq!(waiters.slots.len(), 2);
         assert_eq!(waiters.count(), 2);
+        assert_eq!(waiters.add(Waker::noop()), Some(2), "nobody's slot is given away");
     }
 
     #[test]

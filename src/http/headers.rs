@@ -166,7 +166,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes from trailers that others get what would have kept the response from them, had it stood in the head; and
+/// Removes from trailers that others get what would have kept the response from them, had it stood in the head, and
 /// what belongs to one connection. `Authentication-Info` is meant to come in trailers (RFC 9110 section 11.6.3).
 pub(crate) fn strip_personal(trailers: &mut HeaderMap) {
     strip_hop_by_hop(trailers);

@@ -13,9 +13,10 @@ use pin_project::pin_project;
 use tower::Service;
 use tower::util::Oneshot;
 
+use super::address::original_uri;
 use super::body::GuardBody;
 use super::guard::Guarded;
-use super::load::{length, original_uri};
+use super::load::length;
 use super::page::PageKey;
 use crate::http::origin::{Target, same_origin_targets, target};
 use crate::http::verdict::{self, RequestFacts, Share};
@@ -140,14 +141,14 @@ pub(super) struct Outdates {
 }
 
 impl Outdates {
-    pub(super) fn new(guard: &Arc<Guarded>, parts: &Parts) -> Box<Self> {
+    pub(super) fn new(guard: &Arc<Guarded>, parts: &Parts) -> Self {
         let target = target(parts, original_uri(parts));
-        Box::new(Self {
+        Self {
             guard: Arc::clone(guard),
             scheme: target.scheme.map(str::to_owned),
             host: target.host.to_vec(),
             path_and_query: target.path_and_query.to_owned(),
-        })
+        }
     }
 
     /// Before anybody sees the response: who has seen it finds nothing from before.

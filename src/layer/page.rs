@@ -21,8 +21,9 @@ pub(super) type PageKey = Arc<[u8]>;
 /// What a flight brings and the shelf holds.
 #[derive(Clone, Debug)]
 pub(super) enum Reply {
-    /// A response that whoever has the key may have.
-    Page(Arc<Page>),
+    /// A response that whoever has the key may have. Those who waited for it hold a reader, so that its body does not
+    /// end for want of one before they have theirs.
+    Page(Arc<Page>, Option<Arc<Reader>>),
     /// Responses under this key depend on more: look under the key with these headers in it.
     Varies(Arc<Signpost>),
     /// Responses under this key are each client's own. Nobody waits for another's.
@@ -70,9 +71,6 @@ pub(super) struct Page {
     /// The key under which those who may have it ask, and the headers beyond the rule that went into it.
     pub(super) key: PageKey,
     pub(super) spec: VarySpec,
-    /// Keeps the recording going for those who have the page and do not read it yet. What the store wants goes on
-    /// by itself.
-    _interest: Option<Reader>,
 }
 
 impl Page {
@@ -83,16 +81,13 @@ impl Page {
         received: Tick,
         age: Duration,
         (key, spec): (PageKey, VarySpec),
-        is_kept: bool,
     ) -> Self {
         headers.insert(AGE, HeaderValue::from_static("0"));
-        let interest = (!is_kept).then(|| Reader::new(&recording));
-        Self { status, headers, recording, received, age, key, spec, _interest: interest }
+        Self { status, headers, recording, received, age, key, spec }
     }
 
-    /// How old it is.
-    pub(super) fn age(&self, now: Tick) -> Duration {
-        self.age + now.since(self.received)
+    pub(super) fn time_since_head(&self, timeline: &Timeline) -> Duration {
+        timeline.now().since(self.received)
     }
 
     pub(super) fn is_newer_than(&self, other: &Self) -> bool {
@@ -120,16 +115,17 @@ impl Page {
         timeline: &Timeline,
     ) -> Response<GuardBody<R>> {
         let mut headers = self.headers.clone();
-        headers.insert(AGE, seconds(self.age(timeline.now()).as_secs()));
+        let age = self.age + self.time_since_head(timeline);
+        headers.insert(AGE, seconds(age.as_secs()));
         let unchanged = conditionals.not_modified(self.status, &self.headers);
         let body = if unchanged {
             reduce_to_304(&mut headers);
-            GuardBody::empty()
+            GuardBody::left_out()
         } else if class == MethodClass::Head {
             if let (Some(length), false) = (self.recording.length(), headers.contains_key(CONTENT_LENGTH)) {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
-            GuardBody::omitted()
+            GuardBody::left_out()
         } else {
             GuardBody::shared(Reader::new(&self.recording), None)
         };

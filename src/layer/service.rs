@@ -10,10 +10,11 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tower::{BoxError, Service};
 
+use super::address::{Address, original_uri};
 use super::body::GuardBody;
 use super::future::{Afterwards, Lifts, Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
-use super::load::{Address, PageLoad, original_uri};
+use super::load::PageLoad;
 use super::page::{Page, Reply, refusal};
 use super::trip::Trip;
 use crate::cache::Entry;
@@ -72,7 +73,7 @@ where
             _ => {
                 guard.counters.passed.add();
                 count_request("passed");
-                let outdates = || Afterwards::Outdates(Outdates::new(guard, &parts));
+                let outdates = || Afterwards::Outdates(Box::new(Outdates::new(guard, &parts)));
                 let afterwards = (!is_safe(&parts.method)).then(outdates);
                 ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), afterwards)
             }
@@ -155,7 +156,7 @@ impl<S> GuardService<S> {
                     let lifts = marked.map(|marked| Lifts::new(guard, marked.key, facts));
                     return self.pass_alone(parts, body, conditionals, lifts);
                 }
-                Reply::Page(page) if page.recording.is_sound() => {
+                Reply::Page(page, _) if page.recording.is_sound() => {
                     let page = Arc::clone(page);
                     match self.serve(class, &page, entry, asking) {
                         Served::Answer(response) => return ResponseFuture::ready(response),
@@ -188,11 +189,8 @@ impl<S> GuardService<S> {
     {
         conditionals.restore(&mut parts.headers);
         let request = Request::from_parts(parts, body);
-        ResponseFuture::pass(
-            self.inner.clone(),
-            request,
-            lifts.map(|lifts| Afterwards::Lifts(Box::new(lifts))),
-        )
+        let afterwards = lifts.map(|lifts| Afterwards::Lifts(Box::new(lifts)));
+        ResponseFuture::pass(self.inner.clone(), request, afterwards)
     }
 
     /// Serves what the store has, if it is good enough.
@@ -214,6 +212,12 @@ impl<S> GuardService<S> {
         let guard = &self.guard;
         let freshness = guard.shelf().judge(&entry);
         match freshness {
+            // What a run is to replace does not answer its own request, at another depth of the app.
+            Freshness::Stale { .. } | Freshness::IfError { load: false }
+                if guard.flights.is_own(|| asking.address(guard, MethodClass::Get).map(|own| own.key)) =>
+            {
+                return Served::Asks(asking, None);
+            }
             Freshness::Dead => return Served::Asks(asking, None),
             Freshness::IfError { load: true } => return Served::Asks(asking, Some(entry)),
             Freshness::Fresh | Freshness::RefreshEarly => {
@@ -258,7 +262,7 @@ impl<S> GuardService<S> {
             guard: Arc::clone(guard),
             inner: self.inner.clone(),
             request: Request::from_parts(asking.parts, asking.body),
-            // Nobody's `no-store` reaches the handler, so none is obeyed: the client had the stale answer.
+            // The client had its answer; its `no-store` does not reach the handler.
             facts: RequestFacts { no_store: false, ..asking.facts },
             address,
             stale: Some(stale),
@@ -271,6 +275,8 @@ impl<S> GuardService<S> {
     }
 }
 
+// Made and taken apart in one call.
+#[allow(clippy::large_enum_variant)]
 enum Served<B, R> {
     Answer(Response<GuardBody<R>>),
     /// A load is due; the entry may be served if it fails.

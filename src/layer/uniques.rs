@@ -25,7 +25,7 @@ pub(super) struct Uniques {
 struct Samples {
     name: HeaderName,
     values: Vec<u64>,
-    samples: usize,
+    taken: usize,
     is_unique: bool,
 }
 
@@ -44,18 +44,18 @@ impl Uniques {
                 Some(place) => &mut seen[place],
                 None if seen.len() < NAMES => {
                     let name = name.clone();
-                    seen.push(Samples { name, values: Vec::new(), samples: 0, is_unique: false });
+                    seen.push(Samples { name, values: Vec::new(), taken: 0, is_unique: false });
                     let last = seen.len() - 1;
                     &mut seen[last]
                 }
                 None => continue,
             };
-            if samples.samples < ENOUGH {
-                samples.samples += 1;
+            if samples.taken < ENOUGH {
+                samples.taken += 1;
                 if !samples.values.contains(&value) {
                     samples.values.push(value);
                 }
-                if samples.samples == ENOUGH && samples.values.len() * 10 >= ENOUGH * 9 {
+                if samples.taken == ENOUGH && samples.values.len() * 10 >= ENOUGH * 9 {
                     samples.is_unique = true;
                     found.push(samples.name.clone());
                 }

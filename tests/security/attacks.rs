@@ -8,9 +8,7 @@ use axum::body::Body;
 use axum::http::Request;
 use stampede_guard::StampedeGuardBuilder;
 
-use crate::support::{
-    Call, Site, all, answer, get, head, numbered, read, request, secs, until, with, within,
-};
+use crate::site::{Call, Site, all, answer, get, head, numbered, read, request, secs, until, with, within};
 
 #[tokio::test]
 async fn a_304_to_nobodys_question_is_not_kept() {
@@ -296,7 +294,7 @@ async fn a_poisonous_header_that_is_not_in_the_key_does_not_stay() {
 
 #[tokio::test]
 async fn a_page_of_before_invalidate_all_does_not_come_back_with_a_late_body() {
-    let bodies = crate::support::Bodies::default();
+    let bodies = crate::site::Bodies::default();
     let sender = bodies.add(None);
     let site = Site::new(
         |builder| builder.max_body_wait(Duration::ZERO),
@@ -307,7 +305,7 @@ async fn a_page_of_before_invalidate_all_does_not_come_back_with_a_late_body() {
     );
     let leader = site.response(get("/")).await;
     site.guard.invalidate_all();
-    sender.send(crate::support::data("purged")).unwrap();
+    sender.send(crate::site::data("purged")).unwrap();
     drop(sender);
     assert_eq!(read(leader).await.body, "purged");
     site.settled(1).await;
@@ -316,7 +314,7 @@ async fn a_page_of_before_invalidate_all_does_not_come_back_with_a_late_body() {
 
 #[tokio::test]
 async fn a_late_body_does_not_replace_what_is_newer() {
-    let bodies = crate::support::Bodies::default();
+    let bodies = crate::site::Bodies::default();
     let sender = bodies.add(None);
     let site = Site::new(
         |builder| builder.max_body_wait(Duration::ZERO),
@@ -329,7 +327,7 @@ async fn a_late_body_does_not_replace_what_is_newer() {
     until(|| site.guard.stats().entries == 1).await;
     site.clock.advance(secs(11));
     assert_eq!(site.ask(get("/")).await.body, "2");
-    sender.send(crate::support::data("old")).unwrap();
+    sender.send(crate::site::data("old")).unwrap();
     drop(sender);
     assert_eq!(read(leader).await.body, "old");
     site.settled(2).await;

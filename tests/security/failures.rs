@@ -14,7 +14,7 @@ use stampede_guard::{GuardBody, ManualClock, StampedeGuard, StampedeGuardBuilder
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceExt};
 
-use crate::support::{
+use crate::site::{
     Call, Site, all, answer, bodies, data, frames, get, numbered, read, secs, until, with, within,
 };
 
@@ -262,7 +262,7 @@ async fn a_handler_that_asks_for_itself_passes_through() {
 
 #[tokio::test]
 async fn a_body_that_breaks_half_way_is_an_error_to_those_who_read_it() {
-    let senders = crate::support::Bodies::default();
+    let senders = crate::site::Bodies::default();
     let sender = senders.add(Some(6));
     let site = Site::new(
         |builder| builder,

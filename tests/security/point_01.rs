@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Barrier;
 
-use crate::support::{
+use crate::site::{
     Call, Site, all, answer, bodies, data, frames, get, head, numbered, read, request, until, with, within,
 };
 

@@ -8,7 +8,7 @@ use axum::routing::get as on_get;
 use stampede_guard::StampedeGuard;
 use tower::ServiceExt;
 
-use crate::support::{Call, Site, all, answer, get, head, numbered, read, request, with};
+use crate::site::{Call, Site, all, answer, get, head, numbered, read, request, with};
 
 fn site() -> Site {
     Site::new(|builder| builder, numbered([("cache-control", "max-age=60")]))

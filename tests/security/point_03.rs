@@ -12,7 +12,7 @@ use stampede_guard::StampedeGuardBuilder;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Barrier;
 
-use crate::support::{Call, Site, all, answer, get, head, numbered, request, secs, with};
+use crate::site::{Call, Site, all, answer, get, head, numbered, request, secs, with};
 
 /// That such requests run side by side, leave nothing, and neither see what is stored nor are seen.
 async fn passes(ask: impl Fn() -> Request<Body>) {

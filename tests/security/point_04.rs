@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{Request, Response};
 use tokio::sync::Barrier;
 
-use crate::support::{Call, Got, Site, all, answer, bodies, get, head, numbered, secs, until, with};
+use crate::site::{Call, Got, Site, all, answer, bodies, get, head, numbered, secs, until, with};
 
 const HERD: usize = 8;
 

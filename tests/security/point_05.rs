@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use stampede_guard::StampedeGuardBuilder;
 
-use crate::support::{
+use crate::site::{
     Call, Got, Site, all, answer, bodies, data, frames, get, head, numbered, secs, until, with,
 };
 
@@ -257,7 +257,7 @@ async fn a_body_that_breaks_off_is_not_stored() {
 
 #[tokio::test]
 async fn a_page_whose_body_was_slow_is_no_younger_for_it() {
-    let bodies = crate::support::Bodies::default();
+    let bodies = crate::site::Bodies::default();
     let sender = bodies.add(None);
     let site = Site::new(
         |builder| builder.max_body_wait(Duration::ZERO),
@@ -271,7 +271,7 @@ async fn a_page_whose_body_was_slow_is_no_younger_for_it() {
     site.clock.advance(secs(50));
     sender.send(data("slow")).unwrap();
     drop(sender);
-    assert_eq!(crate::support::read(leader).await.body, "slow");
+    assert_eq!(crate::site::read(leader).await.body, "slow");
     // It takes the marker's place.
     site.settled(1).await;
     let got = site.ask(get("/")).await;

@@ -8,7 +8,7 @@ use axum::{Extension, Router};
 use stampede_guard::{ManualClock, StampedeGuard, StampedeGuardBuilder};
 use tower::ServiceExt;
 
-use crate::support::{Call, Site, all, answer, get, head, numbered, read, secs, until, with};
+use crate::site::{Call, Site, all, answer, get, head, numbered, read, secs, until, with};
 
 fn swr(builder: StampedeGuardBuilder) -> StampedeGuardBuilder {
     builder.stale_while_revalidate(secs(60))
@@ -218,7 +218,7 @@ async fn a_refresh_from_before_a_write_does_not_publish_after_it() {
     stale(&site, get("/")).await;
     site.ask(get("/")).await;
     until(|| site.runs() == 2).await;
-    site.ask(crate::support::request("POST", "/")).await;
+    site.ask(crate::site::request("POST", "/")).await;
     site.open(1);
     site.settled(2).await;
     assert_eq!(site.ask(get("/")).await.body, "4");

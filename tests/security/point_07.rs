@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Call, Site, all, answer, get, head, numbered, secs, with};
+use crate::site::{Call, Site, all, answer, get, head, numbered, secs, with};
 
 const CONNECTION_LEVEL: [(&str, &str); 10] = [
     ("connection", "close, X-One"),

@@ -7,7 +7,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{
+use crate::site::{
     Bodies, Call, Site, all, answer, bodies, data, frames, get, read, secs, until, with, within,
 };
 
@@ -15,7 +15,7 @@ use crate::support::{
 fn written(
     length: Option<u64>,
     headers: &'static [(&'static str, &'static str)],
-) -> (Site, crate::support::FrameSender) {
+) -> (Site, crate::site::FrameSender) {
     written_with(|builder| builder, length, headers)
 }
 
@@ -23,7 +23,7 @@ fn written_with(
     settings: impl FnOnce(stampede_guard::StampedeGuardBuilder) -> stampede_guard::StampedeGuardBuilder,
     length: Option<u64>,
     headers: &'static [(&'static str, &'static str)],
-) -> (Site, crate::support::FrameSender) {
+) -> (Site, crate::site::FrameSender) {
     let bodies = Bodies::default();
     let sender = bodies.add(length);
     let site = Site::new(settings, move |call: Call| {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::body::Body;
 use stampede_guard::StampedeGuard;
 
-use crate::support::{Call, Site, all, answer, get, numbered, secs, until, with};
+use crate::site::{Call, Site, all, answer, get, numbered, secs, until, with};
 
 #[tokio::test]
 async fn bytes_stored_stay_under_their_cap() {
@@ -62,7 +62,7 @@ async fn a_length_beyond_belief_stores_nothing() {
             if call.run > 1 {
                 return answer(200, &[], "own");
             }
-            let (sender, body) = crate::support::frames(None);
+            let (sender, body) = crate::site::frames(None);
             tokio::spawn(async move { sender.closed().await });
             let length = u64::MAX.to_string();
             answer(200, &[("content-length", &length), ("cache-control", "max-age=60")], body)

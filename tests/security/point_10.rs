@@ -7,7 +7,7 @@ use axum::routing::get as on_get;
 use stampede_guard::StampedeGuard;
 use tower::ServiceExt;
 
-use crate::support::{Call, Site, all, answer, bodies, get, head, read, request, until, with};
+use crate::site::{Call, Site, all, answer, bodies, get, head, read, request, until, with};
 
 /// Reads are numbered; a write answers with the status and headers it asks for.
 fn site() -> Site {
@@ -191,7 +191,7 @@ async fn a_read_from_before_a_write_does_not_publish_after_it() {
 #[tokio::test]
 async fn invalidate_all_voids_what_is_stored_and_what_is_under_way() {
     let site = Site::new(
-        |builder| builder.stale_if_error(crate::support::secs(600)),
+        |builder| builder.stale_if_error(crate::site::secs(600)),
         |call: Call| async move {
             if call.parts.uri.path() == "/slow" && call.run == 2 {
                 call.gate().await;

@@ -7,7 +7,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use crate::support::{Call, Site, all, answer, get, request, secs, with};
+use crate::site::{Call, Site, all, answer, get, request, secs, with};
 
 /// Takes down everything that is said, at every level.
 #[derive(Clone, Default)]

@@ -1,7 +1,4 @@
-//! The seam between the crate and its concurrency primitives.
-//!
-//! Everything that two threads touch at once goes through the names here, so that one file decides what a
-//! lock, a map or a spawned task is.
+//! The real world: dashmap, the standard library and Tokio.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -10,24 +7,9 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-pub(crate) use std::sync::{Arc, MutexGuard, OnceLock};
+pub(crate) use std::sync::{Arc, Mutex as RawMutex, MutexGuard, OnceLock};
+pub(crate) use std::thread_local;
 pub(crate) use tokio::task::AbortHandle;
-
-/// A mutex whose lock survives a panic of its holder.
-///
-/// The states kept behind it are valid between any two statements, so poisoning carries no information.
-#[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
-
-impl<T> Mutex<T> {
-    pub(crate) fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
 
 /// Hashes with keys drawn at random for each map: clients that choose keys cannot choose collisions.
 pub(crate) type RandomState = ahash::RandomState;
@@ -62,14 +44,16 @@ impl<K: Hash + Eq, V: Clone> Map<K, V> {
         }
     }
 
-    pub(crate) fn remove_if<Q>(&self, key: &Q, mine: impl FnOnce(&V) -> bool) -> bool
+    /// Takes out the value under `key` if it is `mine`, and gives its key back.
+    pub(crate) fn remove_if<Q>(&self, key: &Q, mine: impl FnOnce(&V) -> bool) -> Option<K>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.0.remove_if(key, |_, value| mine(value)).is_some()
+        self.0.remove_if(key, |_, value| mine(value)).map(|(key, _)| key)
     }
 
+    #[cfg(feature = "cache")]
     pub(crate) fn values(&self) -> Vec<V> {
         self.0.iter().map(|entry| entry.value().clone()).collect()
     }

@@ -1,0 +1,26 @@
+//! A cell that is written once, for the worlds in which a scheduler decides what a thread sees.
+
+use super::{AtomicBool, Ordering};
+
+/// As `std::sync::OnceLock`: whoever sees the value sees all that was written before it, and a reader that is
+/// not ordered after the writer by anything else may not see it yet.
+pub(crate) struct OnceLock<T> {
+    value: std::sync::OnceLock<T>,
+    written: AtomicBool,
+}
+
+impl<T> OnceLock<T> {
+    pub(crate) fn new() -> Self {
+        Self { value: std::sync::OnceLock::new(), written: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn get(&self) -> Option<&T> {
+        if self.written.load(Ordering::Acquire) { self.value.get() } else { None }
+    }
+
+    pub(crate) fn set(&self, value: T) -> Result<(), T> {
+        self.value.set(value)?;
+        self.written.store(true, Ordering::Release);
+        Ok(())
+    }
+}

@@ -1,0 +1,27 @@
+//! What the hit path costs: no allocation. Counted on the calling thread, so other tests do not disturb.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use stampede_guard::StampedeCache;
+
+fn poll_once<F: Future>(call: F) -> Poll<F::Output> {
+    pin!(call).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn a_hit_by_reference_allocates_nothing() {
+    let cache: StampedeCache<String, Arc<str>> = StampedeCache::builder().build().unwrap();
+    cache.insert("stock".to_string(), Arc::from("three"));
+    let hit = || {
+        let served = poll_once(cache.get_or_load_ref("stock", || async { Ok(Arc::from("none")) }));
+        assert!(matches!(served, Poll::Ready(Ok(value)) if &*value == "three"));
+        assert!(cache.get("stock").is_some());
+        assert!(cache.contains_key("stock"));
+    };
+    // The store does its upkeep on some hits, and makes room for it once.
+    (0..10_000).for_each(|_| hit());
+    let measured = allocation_counter::measure(|| (0..10_000).for_each(|_| hit()));
+    assert_eq!(measured.count_total, 0);
+}

@@ -1,0 +1,329 @@
+//! A loader that asks for a key that waits for it gets an answer, and nobody else gets that answer.
+
+use std::time::Duration;
+
+use stampede_guard::{LoadError, SingleFlight};
+use tokio::task::yield_now;
+use tokio::time::sleep;
+
+use super::support::{Answer, Caller, Gate, Group, Loads, assert_empty, current_thread, settle};
+
+fn is_reentrant(answer: &Answer) -> bool {
+    matches!(answer, Err(LoadError::Reentrant))
+}
+
+#[tokio::test]
+async fn a_loader_that_asks_for_its_own_key_is_told_at_its_first_poll_and_later() {
+    for yields in [0, 1, 5] {
+        let flights = Group::new();
+        let inner = flights.clone();
+        let answer = flights.run(1, || async move {
+            for _ in 0..yields {
+                yield_now().await;
+            }
+            assert!(is_reentrant(&inner.run(1, || async { unreachable!() }).await));
+            assert!(is_reentrant(&inner.run_ref(&1, || async { unreachable!() }).await));
+            Ok(3)
+        });
+        assert_eq!(answer.await.unwrap(), 3, "the loader may carry on without");
+        assert_eq!(flights.stats().reentrant, 2);
+        assert_empty(&flights, [1]);
+    }
+}
+
+#[test]
+fn the_function_that_makes_the_loader_is_part_of_the_load() {
+    let flights = Group::new();
+    let inner = flights.clone();
+    let call = flights.run(1, move || {
+        assert!(is_reentrant(&Caller::new(inner.run(1, || async { unreachable!() })).ready()));
+        async { Ok(1) }
+    });
+    assert_eq!(Caller::new(call).ready().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_ring_of_loads_is_seen_however_long() {
+    for (length, yields) in [(2, 0), (2, 1), (3, 1), (20, 0), (20, 1)] {
+        /// Asks for the next key, and after the last for the first.
+        fn ask(
+            flights: Group,
+            key: u64,
+            length: u64,
+            yields: usize,
+        ) -> futures_util::future::BoxFuture<'static, u64> {
+            Box::pin(async move {
+                let inner = flights.clone();
+                let answer = flights.run(key, move || async move {
+                    for _ in 0..yields {
+                        yield_now().await;
+                    }
+                    Ok(ask(inner, (key + 1) % length, length, yields).await + 1)
+                });
+                match answer.await {
+                    Ok(loads) => loads,
+                    Err(LoadError::Reentrant) => 0,
+                    Err(other) => panic!("{other:?}"),
+                }
+            })
+        }
+        let flights = Group::new();
+        assert_eq!(ask(flights.clone(), 0, length, yields).await, length);
+        assert_eq!((flights.stats().loads, flights.stats().reentrant), (length, 1));
+        assert_empty(&flights, 0..length);
+    }
+}
+
+#[tokio::test]
+async fn a_ring_through_a_group_of_other_types_is_seen() {
+    for yields in [0, 1] {
+        let numbers = Group::new();
+        let words: SingleFlight<String, &'static str> = SingleFlight::new();
+        let (numbers2, words2) = (numbers.clone(), words.clone());
+        let answer = numbers.run(1, move || async move {
+            for _ in 0..yields {
+                yield_now().await;
+            }
+            let word = words2.run_ref("one", move || async move {
+                for _ in 0..yields {
+                    yield_now().await;
+                }
+                Ok(if is_reentrant(&numbers2.run(1, || async { unreachable!() }).await) {
+                    "seen"
+                } else {
+                    "no"
+                })
+            });
+            assert_eq!(word.await.unwrap(), "seen");
+            Ok(1)
+        });
+        assert_eq!(answer.await.unwrap(), 1);
+        assert_eq!((words.in_flight(), numbers.in_flight()), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn the_same_key_of_another_group_is_another_key() {
+    let (flights, others) = (Group::new(), Group::new());
+    let inner = others.clone();
+    let answer = flights.run(1, || async move {
+        yield_now().await;
+        Ok(inner.run(1, || async { Ok(5) }).await.unwrap())
+    });
+    assert_eq!(answer.await.unwrap(), 5);
+}
+
+#[tokio::test]
+async fn a_loader_that_forgot_its_own_key_may_load_it() {
+    let flights = Group::new();
+    let inner = flights.clone();
+    let answer = flights.run(1, || async move {
+        yield_now().await;
+        assert!(inner.forget(&1));
+        Ok(inner.run(1, || async { Ok(7) }).await.unwrap() + 1)
+    });
+    assert_eq!(answer.await.unwrap(), 8);
+    assert_empty(&flights, [1]);
+}
+
+#[tokio::test]
+async fn siblings_may_wait_for_each_other() {
+    let flights = Group::new();
+    let inner = flights.clone();
+    let answer = flights.run(0, || async move {
+        let gate = Gate::closed();
+        let slow = inner.run(1, || gate.then(10));
+        let asks_slow = {
+            let flights = inner.clone();
+            inner.run(2, || async move {
+                let value = flights.run(1, || async { unreachable!("is in flight") });
+                Ok(value.await.unwrap() + 1)
+            })
+        };
+        let open = async {
+            while inner.waiters(&1) < 2 {
+                yield_now().await;
+            }
+            gate.open();
+        };
+        let (slow, asked, ()) = tokio::join!(slow, asks_slow, open);
+        Ok(slow.unwrap() + asked.unwrap())
+    });
+    assert_eq!(answer.await.unwrap(), 21);
+    assert_eq!(flights.stats().reentrant, 0);
+    assert_empty(&flights, 0..3);
+}
+
+#[tokio::test]
+async fn a_loader_may_load_the_same_other_key_again_and_again() {
+    let flights = Group::new();
+    let inner = flights.clone();
+    let answer = flights.run(0, || async move {
+        let mut sum = 0;
+        for round in 0..10 {
+            sum += inner
+                .run(1, || async move {
+                    yield_now().await;
+                    Ok(round)
+                })
+                .await
+                .unwrap();
+        }
+        Ok(sum)
+    });
+    assert_eq!(answer.await.unwrap(), 45);
+}
+
+#[test]
+fn a_load_whose_starter_no_longer_waits_may_ask_for_the_starter() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let flights = Group::new();
+    let (inner, go_outer, go_inner) = (flights.clone(), Gate::closed(), Gate::closed());
+    let answer = {
+        let (go_outer, go_inner) = (go_outer.clone(), go_inner.clone());
+        flights.run(1, || async move {
+            let flights = inner.clone();
+            // Key 2 is started from here, and then left to itself.
+            let nested = inner.run(2, move || async move {
+                go_inner.passed().await;
+                Ok(flights.run(1, || async { unreachable!("is in flight") }).await.unwrap() + 1)
+            });
+            drop(Caller::new(nested).waits());
+            go_outer.passed().await;
+            Ok(10)
+        })
+    };
+    let outer = Caller::new(answer).waits();
+    settle(&runtime);
+    go_inner.open();
+    settle(&runtime);
+    let nested = Caller::new(flights.run(2, || async { unreachable!("is in flight") })).waits();
+    assert_eq!((flights.waiters(&1), flights.stats().reentrant), (2, 0), "key 2 waits for key 1");
+    go_outer.open();
+    settle(&runtime);
+    assert_eq!((outer.ready().unwrap(), nested.ready().unwrap()), (10, 11));
+    assert_empty(&flights, [1, 2]);
+}
+
+#[test]
+fn a_follower_that_leaves_does_not_hide_that_the_starter_waits() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, gate) = (Group::new(), Gate::closed());
+    let (inner, passed) = (flights.clone(), gate.passed());
+    let outer = flights.run(1, || async move {
+        let flights = inner.clone();
+        let nested = inner.run(2, || async move {
+            passed.await;
+            assert!(is_reentrant(&flights.run(1, || async { unreachable!() }).await));
+            Ok(2)
+        });
+        Ok(nested.await.unwrap() + 1)
+    });
+    let outer = Caller::new(outer).waits();
+    settle(&runtime);
+    drop(Caller::new(flights.run(2, || async { unreachable!("is in flight") })).waits());
+    gate.open();
+    settle(&runtime);
+    assert_eq!(outer.ready().unwrap(), 3);
+}
+
+#[tokio::test]
+async fn code_that_runs_after_a_load_is_no_part_of_it() {
+    let flights = Group::new();
+    assert_eq!(flights.run(1, || async { Ok(1) }).await.unwrap(), 1);
+    let panics = flights.run(1, || -> std::future::Ready<_> { panic!("no loader") });
+    assert!(matches!(panics.await, Err(LoadError::Panicked(_))));
+    let panics = flights.run(1, || async { panic!("no value") });
+    assert!(matches!(panics.await, Err(LoadError::Panicked(_))));
+    assert_eq!(flights.run(1, || async { Ok(2) }).await.unwrap(), 2);
+    assert_eq!(flights.stats().reentrant, 0);
+}
+
+#[tokio::test]
+async fn another_caller_on_the_same_thread_is_not_taken_for_the_loader() {
+    let (flights, gate) = (Group::new(), Gate::closed());
+    let (a, b, ()) = tokio::join!(
+        flights.run(1, || gate.then(1)),
+        async {
+            yield_now().await;
+            flights.run(1, || async { unreachable!() }).await
+        },
+        async {
+            while flights.waiters(&1) < 2 {
+                yield_now().await;
+            }
+            gate.open();
+        },
+    );
+    assert_eq!((a.unwrap(), b.unwrap()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_task_that_a_loader_spawned_waits_like_anybody_else() {
+    let flights = Group::new();
+    let inner = flights.clone();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let answer = flights.run(1, || async move {
+        let flights = inner.clone();
+        let task = tokio::spawn(async move { flights.run(1, || async { unreachable!() }).await });
+        while inner.waiters(&1) < 2 {
+            yield_now().await;
+        }
+        sender.send(task).unwrap();
+        Ok(4)
+    });
+    assert_eq!(answer.await.unwrap(), 4);
+    assert_eq!(receiver.await.unwrap().await.unwrap().unwrap(), 4);
+    assert_eq!(flights.stats().reentrant, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn loaders_that_wait_for_each_other_are_ended_by_their_time_out() {
+    let limit = Duration::from_secs(1);
+    let flights = Group::builder().load_timeout(limit).build().unwrap();
+    let loads = Loads::default();
+    let ask = |own: u64, other: u64| {
+        let (inner, alive) = (flights.clone(), loads.start());
+        flights.run(own, move || async move {
+            let _alive = alive;
+            // Both are in flight before either asks.
+            sleep(Duration::from_millis(10)).await;
+            inner
+                .run(other, || async { unreachable!("is in flight") })
+                .await
+                .map_err(|_| super::support::Oops(own))
+        })
+    };
+    let (a, b) = tokio::join!(ask(1, 2), ask(2, 1));
+    for answer in [&a, &b] {
+        assert!(matches!(answer, Err(LoadError::TimedOut(_) | LoadError::Failed(_))), "{answer:?}");
+    }
+    assert!(matches!((&a, &b), (Err(LoadError::TimedOut(_)), _) | (_, Err(LoadError::TimedOut(_)))));
+    assert_eq!(loads.alive(), 0);
+    assert_empty(&flights, [1, 2]);
+}
+
+#[test]
+fn a_ring_that_was_left_half_way_is_taken_apart() {
+    // A load holds the run it waits for, whose flight knows its parent: dropped with the runtime, none of
+    // them keeps another alive.
+    let (flights, loads) = (Group::new(), Loads::default());
+    let runtime = current_thread();
+    let inside = runtime.enter();
+    let (inner, alive) = (flights.clone(), loads.clone());
+    let outer = flights.run(1, || async move {
+        let inner = inner;
+        let _alive = alive.start();
+        inner.run(2, || alive.endless()).await.map_err(|_| super::support::Oops(2))
+    });
+    let outer = Caller::new(outer).waits();
+    settle(&runtime);
+    assert_eq!(loads.alive(), 2);
+    drop(inside);
+    drop(runtime);
+    assert_eq!(loads.alive(), 0);
+    assert!(matches!(outer.ready(), Err(LoadError::Cancelled)));
+    assert_empty(&flights, [1, 2]);
+}
