@@ -480,6 +480,10 @@ async fn point_09_a_url_keeps_so_many_variants() {
     }
     // Three variants and the signpost to them.
     assert_eq!((runs.get(), guard.stats().entries), (10, 4));
+    ask(&app, with(request("/"), "user-agent", "9")).await;
+    assert_eq!(runs.get(), 10, "the latest are kept: made-up variants shut nobody out");
+    ask(&app, with(request("/"), "user-agent", "0")).await;
+    assert_eq!((runs.get(), guard.stats().entries), (11, 4));
 }
 
 #[tokio::test]

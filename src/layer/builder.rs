@@ -340,7 +340,8 @@ fn weigh(key: &PageKey, reply: &Reply) -> u32 {
     const OVERHEAD: u64 = 256;
     let value = match reply {
         Reply::Page(page, _) => page.weight(),
-        Reply::Varies(_) | Reply::Private => 0,
+        Reply::Varies(signpost) => signpost.weight(),
+        Reply::Private => 0,
     };
-    u32::try_from(OVERHEAD + key.len() as u64 + value).unwrap_or(u32::MAX)
+    u32::try_from(value.saturating_add(OVERHEAD + key.len() as u64)).unwrap_or(u32::MAX)
 }

@@ -90,10 +90,6 @@ impl Guarded {
         &self.flights.hook
     }
 
-    pub(super) fn hash(&self, key: &[u8]) -> u64 {
-        self.hasher.hash_one(key)
-    }
-
     /// The mark of a request's target, which unsafe requests that succeed invalidate.
     pub(super) fn mark(&self, target: &Target<'_>) -> Mark {
         let mut hasher = self.hasher.build_hasher();

@@ -316,15 +316,17 @@ where
     /// the key without them.
     fn places(&self, page: &Arc<Page>, verdict: &Verdict) -> Vec<(PageKey, Reply, Storing)> {
         let mut places = Vec::new();
-        let mut room = true;
         if !page.spec.is_empty() {
             let known = self.guard.shelf().find(&self.address.base).and_then(|entry| match entry.value {
                 Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
                 _ => None,
             });
             let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
-            let variant = self.guard.hash(&page.key);
-            room = verdict.store.is_none() || signpost.admit(variant, self.guard.settings.max_variants);
+            if verdict.store.is_some()
+                && let Some(oldest) = signpost.admit(&page.key, self.guard.settings.max_variants)
+            {
+                self.guard.shelf().remove(&oldest);
+            }
             let life = Lifetime {
                 ttl: SIGNPOST_TTL,
                 stale_while_revalidate: Duration::ZERO,
@@ -332,7 +334,7 @@ where
             };
             places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), self.storing(life)));
         }
-        if let (Some(life), true) = (verdict.store, room) {
+        if let Some(life) = verdict.store {
             let VerdictLife { age, fresh_for, stale_while_revalidate, stale_if_error, .. } = life;
             let life = aged(Lifetime { ttl: fresh_for, stale_while_revalidate, stale_if_error }, age);
             places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(page), None), self.storing(life)));

@@ -34,8 +34,8 @@ pub(super) enum Reply {
 #[derive(Debug)]
 pub(super) struct Signpost {
     pub(super) spec: VarySpec,
-    /// Hashes of the variants that were stored.
-    variants: Mutex<Vec<u64>>,
+    /// Keys of the variants that were stored, the oldest first.
+    variants: Mutex<Vec<PageKey>>,
 }
 
 impl Signpost {
@@ -43,17 +43,21 @@ impl Signpost {
         Self { spec, variants: Mutex::new(Vec::new()) }
     }
 
-    /// Whether the variant is one of at most `max`.
-    pub(super) fn admit(&self, variant: u64, max: usize) -> bool {
+    /// Counts a variant in. If there are `max` already, the oldest has to leave the store for it: were the newcomer
+    /// turned away, a client that makes up variants would shut all others out.
+    pub(super) fn admit(&self, variant: &PageKey, max: usize) -> Option<PageKey> {
         let mut variants = self.variants.lock();
-        if variants.contains(&variant) {
-            return true;
+        let known = variants.iter().position(|known| known == variant);
+        let oldest = if known.is_none() && variants.len() >= max { Some(variants.remove(0)) } else { None };
+        if known.is_none() {
+            variants.push(Arc::clone(variant));
         }
-        let room = variants.len() < max;
-        if room {
-            variants.push(variant);
-        }
-        room
+        oldest
+    }
+
+    /// The bytes of the keys it holds.
+    pub(super) fn weight(&self) -> u64 {
+        self.variants.lock().iter().map(|key| key.len() as u64).sum()
     }
 }
 
