@@ -331,6 +331,10 @@ async fn point_05_client_directives_neither_widen_nor_force() {
     let (app, runs) = counting(StampedeGuard::new());
     let answer = ask(&app, with(request("/"), "cache-control", "only-if-cached")).await;
     assert_eq!((answer.status(), runs.get()), (StatusCode::GATEWAY_TIMEOUT, 0));
+    let (app, runs) = answering(StampedeGuard::new(), StatusCode::OK, &[("cache-control", "no-store")]);
+    ask(&app, request("/")).await;
+    let answer = ask(&app, with(request("/"), "cache-control", "only-if-cached")).await;
+    assert_eq!((answer.status(), runs.get()), (StatusCode::GATEWAY_TIMEOUT, 1), "under a marker, too");
 }
 
 #[tokio::test]

@@ -143,7 +143,10 @@ impl<S> GuardService<S> {
         let mut fallback = None;
         if let Some(entry) = found.entry {
             match &entry.value {
-                Reply::Private if !matches!(guard.shelf().judge(&entry), Freshness::Dead) => {
+                Reply::Private
+                    if !directives.only_if_cached
+                        && !matches!(guard.shelf().judge(&entry), Freshness::Dead) =>
+                {
                     guard.counters.unshared.add();
                     count_request("unshared");
                     let Asking { parts, body, conditionals, .. } = asking;
