@@ -360,6 +360,10 @@ async fn point_05_client_directives_neither_widen_nor_force() {
     let (app, runs) = counting(StampedeGuard::new());
     let answer = ask(&app, with(request("/"), "cache-control", "only-if-cached")).await;
     assert_eq!((answer.status(), runs.get()), (StatusCode::GATEWAY_TIMEOUT, 0));
+    let (app, runs) = answering(StampedeGuard::new(), StatusCode::OK, &[("cache-control", "no-store")]);
+    ask(&app, request("/")).await;
+    let answer = ask(&app, with(request("/"), "cache-control", "only-if-cached")).await;
+    assert_eq!((answer.status(), runs.get()), (StatusCode::GATEWAY_TIMEOUT, 1), "under a marker, too");
 }
 
 #[tokio::test]
@@ -509,6 +513,10 @@ async fn point_09_a_url_keeps_so_many_variants() {
     }
     // Three variants and the signpost to them.
     assert_eq!((runs.get(), guard.stats().entries), (10, 4));
+    ask(&app, with(request("/"), "user-agent", "9")).await;
+    assert_eq!(runs.get(), 10, "the latest are kept: made-up variants shut nobody out");
+    ask(&app, with(request("/"), "user-agent", "0")).await;
+    assert_eq!((runs.get(), guard.stats().entries), (11, 4));
 }
 
 #[tokio::test]

@@ -302,17 +302,14 @@ where
     }
 
     fn page(&self, page: Arc<Page>, reader: Option<Arc<Reader>>, verdict: &Verdict) -> PageArrival {
-        // What is not kept voids what was, of this variant as where nothing varies.
-        if verdict.store.is_none() && !self.facts.no_store && !page.spec.is_empty() {
+        // What is not kept voids what was, unless it is a client that does not want it kept: that takes nothing from
+        // the others.
+        if verdict.store.is_none() && !self.facts.no_store {
             self.guard.shelf().remove(&page.key);
         }
         let places = self.places(&page, verdict);
-        let bound_for = match places.is_empty() {
-            false => Destination::Shelves(places.into()),
-            // A client that does not want its answer kept takes nothing from the others.
-            true if self.facts.no_store => Destination::Nowhere,
-            true => Destination::WaitersOnly,
-        };
+        let bound_for =
+            if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places.into()) };
         Arrival { value: Reply::Page(page, reader), bound_for }
     }
 

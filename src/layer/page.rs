@@ -102,9 +102,7 @@ impl Page {
     pub(super) fn weight(&self) -> u64 {
         let headers: usize =
             self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-        let body = self.recording.length().unwrap_or_else(|| self.recording.recorded());
-        // The length is what the head says, and may be anything.
-        body.saturating_add(headers as u64)
+        self.recording.length().unwrap_or_else(|| self.recording.recorded()).saturating_add(headers as u64)
     }
 
     /// The answer to one client, read from the start.

@@ -348,6 +348,22 @@ async fn a_client_that_makes_up_variants_does_not_shut_the_others_out() {
 }
 
 #[tokio::test]
+async fn a_variant_that_is_asked_for_again_and_again_outlives_those_made_up_once() {
+    let site = Site::new(
+        |builder| builder.max_variants(2),
+        numbered([("vary", "user-agent"), ("cache-control", "max-age=60")]),
+    );
+    site.ask(by("firefox")).await;
+    site.ask(by("junk 1")).await;
+    site.clock.advance(secs(61));
+    site.ask(by("firefox")).await;
+    site.ask(by("junk 2")).await;
+    let runs = site.runs();
+    site.ask(by("firefox")).await;
+    assert_eq!(site.runs(), runs);
+}
+
+#[tokio::test]
 async fn one_clients_fault_does_not_take_the_guard_from_the_others() {
     let site = Site::new(
         |builder| builder,

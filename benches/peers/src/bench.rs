@@ -101,7 +101,6 @@ pub fn interleave(
 
 fn number(value: f64) -> String {
     match value.abs() {
-        size if size >= 9_999.5 => format!("{value:.0}"),
         size if size >= 99.95 => format!("{value:.0}"),
         size if size >= 9.995 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
