@@ -111,7 +111,7 @@ fn one_of_two_loads_goes_on_for_nobody() {
 }
 
 #[test]
-fn an_abandoned_load_is_rejoined_and_gives_its_place_back() {
+fn an_abandoned_load_is_rejoined_as_it_ends() {
     check(|| {
         let world = World::with(|builder| builder.max_abandoned(1));
         let gate = Gate::default();
@@ -124,5 +124,23 @@ fn an_abandoned_load_is_rejoined_and_gives_its_place_back() {
         drop(world.leader(Load::Yields));
         world.drains();
         assert_eq!(world.flights.stats().abandoned, 0);
+    });
+}
+
+#[test]
+fn a_load_that_is_rejoined_leaves_its_place_to_another() {
+    check_large(|| {
+        let world = World::with(|builder| builder.max_abandoned(1));
+        let gate = Gate::default();
+        drop(world.leader(Load::Waits(gate.clone())));
+        let mut joins = world.caller(Load::Ready);
+        assert!(joins.poll().is_pending());
+        let mut other = world.caller_of(OTHER, Load::Waits(gate.clone()));
+        assert!(other.poll().is_pending());
+        drop(other);
+        gate.open();
+        assert_eq!(joins.answer().unwrap(), 1);
+        world.drains();
+        assert_eq!((world.completed(), world.flights.stats().abandoned), (2, 0));
     });
 }
