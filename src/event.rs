@@ -1,5 +1,6 @@
 //! What happened to a request, and counting it.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use crate::sync::{AtomicU64, Ordering};
@@ -96,12 +97,16 @@ pub(crate) struct Striped([Stripe; STRIPES]);
 impl Striped {
     pub(crate) fn add(&self) {
         thread_local! {
-            static MINE: usize = {
-                static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-                NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
-            };
+            static MINE: Cell<usize> = const { Cell::new(STRIPES) };
         }
-        let stripe = MINE.try_with(|mine| *mine).unwrap_or_default();
+        // A thread that is being torn down has no stripe of its own any more.
+        let mut stripe = MINE.try_with(Cell::get).unwrap_or(0);
+        if stripe >= STRIPES {
+            // Hands out numbers and orders nothing, so it is no part of the models.
+            static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+            stripe = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
+            let _ = MINE.try_with(|mine| mine.set(stripe));
+        }
         self.0[stripe].0.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn xfetch_refreshes_as_often_and_as_early_as_published() {
         const EULER: f64 = 0.577_215_664_9;
-        const EXPIRIES: u32 = 3_000;
+        const EXPIRIES: u32 = 1_500;
         let mut draws = Draws(42);
         for beta in [0.5, 1.0, 2.0] {
             let cost = Duration::from_millis(100);

@@ -1,42 +1,15 @@
 //! The layer on an axum app, by the promises it makes.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod support;
+
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, Request, Response, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::get;
 use axum::{Extension, Router};
-use http_body_util::BodyExt;
 use stampede_guard::{ManualClock, StampedeGuard};
-use tower::ServiceExt;
-
-fn request(uri: &str) -> Request<Body> {
-    Request::get(uri).header(header::HOST, "shop.example").body(Body::empty()).unwrap()
-}
-
-async fn text(response: Response<Body>) -> String {
-    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
-}
-
-async fn ask(app: &Router, request: Request<Body>) -> Response<Body> {
-    app.clone().oneshot(request).await.unwrap()
-}
-
-#[derive(Clone, Default)]
-struct Runs(Arc<AtomicUsize>);
-
-impl Runs {
-    fn add(&self) -> usize {
-        self.0.fetch_add(1, Ordering::SeqCst) + 1
-    }
-
-    fn get(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
-    }
-}
+use support::{Runs, ask, request, settle, text};
 
 #[tokio::test]
 async fn concurrent_requests_share_one_run_and_later_ones_its_response() {
@@ -79,10 +52,7 @@ async fn a_stale_response_is_refreshed_with_everything_the_handler_extracts() {
     let stale = ask(&app, request("/p/7")).await;
     assert_eq!(stale.headers()[header::AGE], "1");
     assert_eq!(text(stale).await, "shop 7:1");
-    while guard.stats().flights.loads < 2 || runs.get() < 2 {
-        tokio::task::yield_now().await;
-    }
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    settle(|| runs.get() == 2 && guard.stats().in_flight == 0).await;
     assert_eq!(text(ask(&app, request("/p/7")).await).await, "shop 7:2");
     assert_eq!(runs.get(), 2);
 }

@@ -20,8 +20,11 @@ use crate::event;
 use crate::flight::{BoxLoad, Flights, KeySource, Plan};
 use crate::policy::Lifetime;
 
+/// What a flight of a cache brings; nothing if its loader had others to load as well and left it out.
+pub(crate) type CacheLanding<K, V> = Option<Arrival<K, V>>;
+
 /// All flights of a cache and the shelf they land on.
-pub(crate) type CacheFlights<K, V, E> = Flights<K, Arrival<K, V>, E, Shelf<K, V>>;
+pub(crate) type CacheFlights<K, V, E> = Flights<K, CacheLanding<K, V>, E, Shelf<K, V>>;
 
 /// What every handle of a cache shares.
 pub(crate) struct Engine<K, V, E> {
@@ -39,12 +42,25 @@ impl<K, V, E> fmt::Debug for Engine<K, V, E> {
     }
 }
 
-/// A loader of either form.
-pub(crate) trait Loader<V, E> {
-    type Loaded: Into<Loaded<V>>;
-    type Load: Future<Output = Result<Self::Loaded, E>> + Send + 'static;
+/// What a loader came to; no value if it was asked for other keys too and left this one out.
+pub(crate) type Came<V, E> = Result<Option<Loaded<V>>, LoadError<E>>;
+
+/// A loader of any form.
+pub(crate) trait Loader<V, E>: Sized {
+    type Load: Future<Output: Send> + Send + 'static;
+
+    /// False for one of a batch, which takes one permit and is counted once for all.
+    const ALONE: bool = true;
 
     fn load(self, context: LoadContext<V>) -> Self::Load;
+
+    /// What the load came to and what it cost, if it took this long.
+    fn came(output: <Self::Load as Future>::Output, took: Duration) -> (Came<V, E>, Duration);
+
+    /// Given back unless the loader has its own time for background loads.
+    fn put_off(self, stale: Entry<V>) -> Option<(Self, Entry<V>)> {
+        Some((self, stale))
+    }
 }
 
 /// A loader that returns a value.
@@ -52,14 +68,19 @@ pub(crate) struct Plain<F>(pub(crate) F);
 
 impl<V, E, F, Fut> Loader<V, E> for Plain<F>
 where
+    V: Send,
+    E: Send,
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<V, E>> + Send + 'static,
 {
-    type Loaded = V;
     type Load = Fut;
 
     fn load(self, _: LoadContext<V>) -> Fut {
         (self.0)()
+    }
+
+    fn came(output: Result<V, E>, took: Duration) -> (Came<V, E>, Duration) {
+        (came_alone(output.map(Loaded::new)), took)
     }
 }
 
@@ -68,15 +89,24 @@ pub(crate) struct Detailed<F>(pub(crate) F);
 
 impl<V, E, F, Fut> Loader<V, E> for Detailed<F>
 where
+    V: Send,
+    E: Send,
     F: FnOnce(LoadContext<V>) -> Fut,
     Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
 {
-    type Loaded = Loaded<V>;
     type Load = Fut;
 
     fn load(self, context: LoadContext<V>) -> Fut {
         (self.0)(context)
     }
+
+    fn came(output: Result<Loaded<V>, E>, took: Duration) -> (Came<V, E>, Duration) {
+        (came_alone(output), took)
+    }
+}
+
+fn came_alone<V, E>(output: Result<Loaded<V>, E>) -> Came<V, E> {
+    output.map(Some).map_err(|error| LoadError::Failed(Arc::new(error)))
 }
 
 /// A load of the cache: the loader, what it replaces, and where its value goes.
@@ -91,14 +121,14 @@ pub(crate) struct CacheLoad<K, V, E, L> {
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
-impl<K, V, E, L> Plan<K, Arrival<K, V>, E> for CacheLoad<K, V, E, L>
+impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for CacheLoad<K, V, E, L>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
     E: Send + Sync + 'static,
     L: Loader<V, E>,
 {
-    fn recheck(&mut self, key: &K) -> Option<Arrival<K, V>> {
+    fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
         if self.forced {
             return None;
         }
@@ -106,10 +136,10 @@ where
         let seen = self.stale.as_ref().map_or(Tick(0), |seen| seen.times.stored);
         // An entry that is refreshed early is still fresh: only a newer one makes the load needless.
         let newer = self.stale.is_none() || found.times.stored > seen;
-        newer.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
+        newer.then(|| Some(Arrival { value: found.value, bound_for: Destination::Nowhere }))
     }
 
-    fn load(self) -> BoxLoad<Arrival<K, V>, E> {
+    fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
         let Self { engine, loader, stale, permit, .. } = self;
         // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
         if engine.is_closed() {
@@ -118,21 +148,20 @@ where
         let born = engine.shelf().generations.born();
         let load = loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone())));
         Box::pin(async move {
-            let permit = match (permit, &engine.governor) {
-                (None, Some(governor)) => Some(Arc::clone(governor).acquire_owned().await),
-                (permit, _) => permit.map(Ok),
-            };
+            let permit = if L::ALONE { engine.permit(permit).await } else { None };
             let started = engine.shelf().timeline.now();
-            let loaded = load.await;
-            let cost = engine.shelf().timeline.now().since(started);
+            let output = load.await;
+            let (came, cost) = L::came(output, engine.shelf().timeline.now().since(started));
             drop(permit);
-            event::count_load(loaded.is_ok(), cost);
-            let loaded: Loaded<V> = loaded.map_err(|error| LoadError::Failed(Arc::new(error)))?.into();
+            if L::ALONE {
+                event::count_load(came.is_ok(), cost);
+            }
+            let Some(loaded) = came? else { return Ok(None) };
             let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
             let value = loaded.value.or_else(|| stale.map(|entry| entry.value));
             let value =
                 value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
-            Ok(Arrival { value, bound_for })
+            Ok(Some(Arrival { value, bound_for }))
         })
     }
 }
@@ -145,6 +174,14 @@ where
 {
     pub(crate) fn shelf(&self) -> &Shelf<K, V> {
         &self.flights.hook
+    }
+
+    /// The place that a load takes among those that run: `given`, or else it waits for its turn.
+    pub(super) async fn permit(&self, given: Option<OwnedSemaphorePermit>) -> Option<OwnedSemaphorePermit> {
+        match (given, &self.governor) {
+            (None, Some(governor)) => Arc::clone(governor).acquire_owned().await.ok(),
+            (permit, _) => permit,
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -193,7 +230,7 @@ where
         if self.is_closed() {
             return false;
         }
-        let permit = match &self.governor {
+        let permit = match self.governor.as_ref().filter(|_| L::ALONE) {
             None => None,
             // A refresh without a permit is skipped: the stale value serves, and misses go first.
             Some(governor) => match Arc::clone(governor).try_acquire_owned() {

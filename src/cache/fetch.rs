@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Sleep, sleep};
 
-use super::engine::{CacheLoad, Engine, Loader};
+use super::engine::{CacheLanding, CacheLoad, Engine, Loader};
 use super::generations::Born;
 use super::shelf::{Arrival, Destination, Entry, Shelf};
 use crate::error::LoadError;
@@ -27,9 +27,12 @@ pub struct Fetched<V> {
     pub outcome: Outcome,
 }
 
-type CacheRun<'a, K, V, E, S, L> = Run<'a, K, Arrival<K, V>, E, Shelf<K, V>, S, CacheLoad<K, V, E, L>>;
+type CacheRun<'a, K, V, E, S, L> = Run<'a, K, CacheLanding<K, V>, E, Shelf<K, V>, S, CacheLoad<K, V, E, L>>;
 
-type CacheLanded<K, V, E, S, L> = Landed<Arrival<K, V>, E, S, CacheLoad<K, V, E, L>>;
+type CacheLanded<K, V, E, S, L> = Landed<CacheLanding<K, V>, E, S, CacheLoad<K, V, E, L>>;
+
+/// A call's end; no value if a loader of several keys left this one out.
+pub(super) type Answer<V, E> = Result<Option<Fetched<V>>, LoadError<E>>;
 
 /// What a call falls back on if its load fails or is slow.
 struct Fallback<V> {
@@ -85,30 +88,40 @@ where
 
     /// What the shelf has to say; `None` if a load must be waited for, and then this call is in the air.
     fn look(&mut self) -> Option<Result<Fetched<V>, LoadError<E>>> {
+        let State::Look(source, _) = &self.state else { return None };
+        let found = self.engine.shelf().find(source.query());
+        match found {
+            Some(entry) if self.engine.shelf().is_plain_hit(&entry) => Some(Ok(self.hit(entry.value))),
+            found => self.decide(found),
+        }
+    }
+
+    fn hit(&self, value: V) -> Fetched<V> {
+        self.engine.counters.hits.add();
+        event::count_request("hit");
+        Fetched { value, outcome: Outcome::Hit }
+    }
+
+    /// The rarer cases. Apart, so that a hit moves neither key nor loader.
+    #[inline(never)]
+    fn decide(&mut self, found: Option<Entry<V>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
         let State::Look(source, loader) = std::mem::replace(&mut self.state, State::Done) else {
             return None;
         };
-        let shelf = self.engine.shelf();
-        let Some(entry) = shelf.find(source.query()) else { return self.take_off(source, loader, None) };
-        match shelf.judge(&entry) {
-            Freshness::Fresh => {
-                self.engine.counters.hits.add();
-                event::count_request("hit");
-                Some(Ok(Fetched { value: entry.value, outcome: Outcome::Hit }))
-            }
+        let Some(entry) = found else { return self.take_off(source, loader, None) };
+        match self.engine.shelf().judge(&entry) {
+            Freshness::Fresh => Some(Ok(self.hit(entry.value))),
             Freshness::RefreshEarly => {
                 let value = entry.value.clone();
-                self.engine.refresh(source, loader, Some(entry), false);
-                self.engine.counters.hits.add();
-                event::count_request("hit");
-                Some(Ok(Fetched { value, outcome: Outcome::Hit }))
+                self.refresh(source, loader, entry);
+                Some(Ok(self.hit(value)))
             }
             Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
                 Some(Ok(self.stale(entry, StaleReason::BackingOff)))
             }
             Freshness::Stale { refresh: true } => {
                 let answer = self.stale(entry.clone(), StaleReason::Revalidating);
-                self.engine.refresh(source, loader, Some(entry), false);
+                self.refresh(source, loader, entry);
                 Some(Ok(answer))
             }
             Freshness::IfError { load: true } => {
@@ -116,6 +129,12 @@ where
                 self.take_off(source, loader, Some(entry))
             }
             Freshness::Dead => self.take_off(source, loader, Some(entry)),
+        }
+    }
+
+    fn refresh(&self, source: S, loader: L, stale: Entry<V>) {
+        if let Some((loader, stale)) = loader.put_off(stale) {
+            self.engine.refresh(source, loader, Some(stale), false);
         }
     }
 
@@ -168,25 +187,30 @@ where
     }
 
     /// `None` if the call is in the air again: what landed is not for it.
-    fn landed(&mut self, landed: CacheLanded<K, V, E, S, L>) -> Option<Result<Fetched<V>, LoadError<E>>> {
+    fn landed(&mut self, landed: CacheLanded<K, V, E, S, L>) -> Option<Answer<V, E>> {
         let arrival = match landed.result {
             Ok(arrival) => arrival,
-            Err(error) => return Some(self.failed(error)),
+            Err(error) => return Some(self.failed(error).map(Some)),
         };
-        if self.is_void(&arrival)
+        if L::ALONE
+            && arrival.as_ref().is_none_or(|arrival| self.is_void(arrival))
             && let Some((source, load)) = landed.unused
         {
             self.fly(source, load);
             return None;
         }
         self.fallback = None;
+        let Some(arrival) = arrival else {
+            event::count_request("absent");
+            return Some(Ok(None));
+        };
         let outcome = match (arrival.bound_for, landed.role) {
             (Destination::Nowhere, Role::Leader) => Outcome::Hit,
             (_, Role::Leader) => Outcome::Loaded,
             (_, Role::Follower) => Outcome::Coalesced,
         };
         event::count_request(outcome.as_str());
-        Some(Ok(Fetched { value: arrival.value, outcome }))
+        Some(Ok(Some(Fetched { value: arrival.value, outcome })))
     }
 }
 
@@ -198,13 +222,13 @@ where
     S: KeySource<K>,
     L: Loader<V, E>,
 {
-    type Output = Result<Fetched<V>, LoadError<E>>;
+    type Output = Answer<V, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let State::Look(..) = self.state
             && let Some(answer) = self.look()
         {
-            return Poll::Ready(answer);
+            return Poll::Ready(answer.map(Some));
         }
         loop {
             let State::Fly(run) = &mut self.state else { panic!("polled after it was ready") };
@@ -225,7 +249,7 @@ where
             && let Some(entry) = self.stand_in()
         {
             self.state = State::Done;
-            return Poll::Ready(Ok(self.stale(entry, StaleReason::LoadSlow)));
+            return Poll::Ready(Ok(Some(self.stale(entry, StaleReason::LoadSlow))));
         }
         Poll::Pending
     }

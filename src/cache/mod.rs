@@ -5,6 +5,7 @@ mod engine;
 mod fetch;
 mod generations;
 mod loaded;
+mod many;
 mod shelf;
 mod stampede;
 mod stats;

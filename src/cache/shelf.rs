@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Instant;
 
 use moka::notification::RemovalCause;
 
@@ -41,6 +42,8 @@ pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 pub(crate) struct Entry<V> {
     pub(crate) value: V,
     pub(crate) times: Times,
+    /// The end of freshness once more, in the form in which the clock is read.
+    fresh_until: Option<Instant>,
     born: Born,
     pub(crate) tags: Option<Arc<[Mark]>>,
 }
@@ -151,7 +154,17 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.store.get(key).filter(|entry| self.generations.is_valid(entry.born, entry.tags.as_deref()))
+        let entry = self.store.get(key)?;
+        if self.generations.is_valid(entry.born, entry.tags.as_deref()) { Some(entry) } else { None }
+    }
+
+    /// True if `entry` is fresh and nothing is to be done about it: what nearly every lookup comes to.
+    pub(crate) fn is_plain_hit(&self, entry: &Entry<V>) -> bool {
+        self.early.is_none() && self.is_fresh(entry)
+    }
+
+    fn is_fresh(&self, entry: &Entry<V>) -> bool {
+        entry.fresh_until.is_none_or(|end| self.timeline.instant() < end)
     }
 
     /// True if `entry`, found earlier, may stand in for a load that failed or is slow.
@@ -171,14 +184,23 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.find(key).filter(|entry| self.timeline.now() < entry.times.fresh_until)
+        let entry = self.find(key)?;
+        if self.is_fresh(&entry) { Some(entry) } else { None }
     }
 
     /// Stores `value` as of now.
     pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
         let times =
             Times::new(self.timeline.now(), &storing.life, self.jitter, self.random.unit(), storing.cost);
-        let entry = Entry { value, times, born: storing.born, tags: storing.tags.clone() };
+        let fresh_until = self.timeline.instant_of(times.fresh_until);
+        let entry = Entry { value, times, fresh_until, born: storing.born, tags: storing.tags.clone() };
+        self.store.insert(key, entry);
+    }
+
+    /// Stores `entry` again, whose replacement came to nothing, and puts off the next load of its key.
+    #[cfg(feature = "layer")]
+    pub(crate) fn put_back(&self, key: K, mut entry: Entry<V>) {
+        entry.times = entry.times.failed(self.timeline.now(), self.random.unit());
         self.store.insert(key, entry);
     }
 
@@ -231,13 +253,12 @@ where
     }
 }
 
-impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
+impl<K, V> Shelf<K, V>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
 {
-    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
+    fn land<E>(&self, key: &K, result: Result<&Arrival<K, V>, &LoadError<E>>) {
         let arrival = match result {
             Ok(arrival) => arrival,
             Err(LoadError::Failed(_) | LoadError::Panicked(_) | LoadError::TimedOut(_)) => {
@@ -254,6 +275,37 @@ where
                     self.put(key.clone(), value.clone(), storing);
                 }
             }
+        }
+    }
+}
+
+impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
+        self.land(key, result.as_ref());
+    }
+
+    fn settled(&self) {
+        self.announce();
+    }
+}
+
+/// A load that was asked for a key and left it out has voided what the shelf has.
+impl<K, V, E> Settle<K, Option<Arrival<K, V>>, E> for Shelf<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn settle(&self, key: &K, result: &Result<Option<Arrival<K, V>>, LoadError<E>>) {
+        match result {
+            Ok(Some(arrival)) => self.land(key, Ok::<_, &LoadError<E>>(arrival)),
+            Ok(None) => self.remove(key),
+            Err(error) => self.land(key, Err(error)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `StampedeCache`, the public face of the engine.
 
 use std::borrow::Borrow;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::poll_fn;
@@ -12,8 +13,9 @@ use std::time::Duration;
 
 use super::builder::StampedeCacheBuilder;
 use super::engine::{Detailed, Engine, Plain};
-use super::fetch::{Fetch, Fetched};
+use super::fetch::{Answer, Fetch, Fetched};
 use super::loaded::{LoadContext, Loaded};
+use super::many::fetch_many;
 use super::shelf::Storing;
 use super::stats::CacheStats;
 use crate::error::LoadError;
@@ -200,7 +202,67 @@ where
         F: FnOnce(LoadContext<V>) -> Fut,
         Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
     {
-        Fetch::new(&self.engine, Owned(key), Detailed(load))
+        Finish { run: Fetch::new(&self.engine, Owned(key), Detailed(load)), finish: fetched }
+    }
+
+    /// The values of many keys: cached, from loads that are under way, and the rest from one call of `load`.
+    ///
+    /// `load` is given the keys that are neither cached nor in flight, each once, and is not called if there are
+    /// none. Stale values are served at once, and their keys ride along in that call, or are loaded in the
+    /// background if nothing else is missing. Each key is in flight on its own: callers who ask for it alone wait
+    /// for this batch, and an [`insert`](Self::insert) or [`invalidate`](Self::invalidate) wins over its part of
+    /// it. A batch takes one permit of [`max_concurrent_loads`](StampedeCacheBuilder::max_concurrent_loads); in
+    /// [`stats`](Self::stats) each of its keys is a load.
+    ///
+    /// A key that `load` leaves out is absent from the answer, and the cache keeps nothing for it. Callers who wait
+    /// for it alone run their own loaders; a call like this one that waits for it asks its own `load`, unless that
+    /// has been called already. Values for other keys are ignored.
+    ///
+    /// ```
+    /// # use std::collections::HashMap;
+    /// # use stampede_guard::StampedeCache;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cache: StampedeCache<u64, String> = StampedeCache::builder().build()?;
+    /// cache.insert(1, "Ada".to_string());
+    /// let users = cache
+    ///     .get_or_load_many([1, 2, 3], |missing| async move {
+    ///         // SELECT id, name FROM users WHERE id = ANY(missing)
+    /// #       assert_eq!(missing.len(), 2);
+    /// #       let found = HashMap::from([(2, "Grace".to_string())]);
+    ///         Ok(found)
+    ///     })
+    ///     .await;
+    /// assert_eq!(users[&1].as_deref().unwrap(), "Ada");
+    /// assert_eq!(users[&2].as_deref().unwrap(), "Grace");
+    /// assert!(!users.contains_key(&3));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Each key has its own result, as [`get_or_load`](Self::get_or_load) gives it. If `load` fails, the keys it was
+    /// called for share its error; the others are not touched.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, if `load` is needed; on one without a timer as [`get_or_load`](Self::get_or_load). A
+    /// panic of `load` is the [`LoadError::Panicked`] of the keys it was called for. That it asks for one of them
+    /// itself is not seen: such a load ends by [`load_timeout`](StampedeCacheBuilder::load_timeout).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes this caller out. The batch goes on and fills the cache, as
+    /// [`on_abandon`](StampedeCacheBuilder::on_abandon) says; each key takes a place of
+    /// [`max_abandoned`](StampedeCacheBuilder::max_abandoned), and keys that find none are not stored.
+    pub async fn get_or_load_many<I, F, Fut>(&self, keys: I, load: F) -> HashMap<K, Result<V, LoadError<E>>>
+    where
+        I: IntoIterator<Item = K>,
+        F: FnOnce(Vec<K>) -> Fut,
+        Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
+    {
+        fetch_many(&self.engine, keys, load).await
     }
 
     /// The value under `key`, if it is fresh.
@@ -349,6 +411,11 @@ where
     }
 }
 
-fn value<V, E>(fetched: Result<Fetched<V>, LoadError<E>>) -> Result<V, LoadError<E>> {
-    fetched.map(|fetched| fetched.value)
+/// A loader of one key does not leave it out.
+fn fetched<V, E>(answer: Answer<V, E>) -> Result<Fetched<V>, LoadError<E>> {
+    answer?.ok_or(LoadError::Cancelled)
+}
+
+fn value<V, E>(answer: Answer<V, E>) -> Result<V, LoadError<E>> {
+    fetched(answer).map(|fetched| fetched.value)
 }

@@ -38,7 +38,8 @@ impl<K, V, E> SingleFlightBuilder<K, V, E> {
     /// How long a load may take before it is dropped and everyone who waits gets
     /// [`LoadError::TimedOut`](crate::LoadError::TimedOut). Default: `None`, no limit.
     ///
-    /// It runs from the moment the load first has to wait. A loader that blocks its thread cannot be stopped.
+    /// It runs from the moment the load first has to wait, on the timers of the caller's Tokio runtime. A loader
+    /// that blocks its thread cannot be stopped.
     pub fn load_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.config.load_timeout = limit.into();
         self

@@ -248,6 +248,14 @@ where
         self.counters.snapshot()
     }
 
+    /// Whether the code that runs now is part of the flight under a key, and would wait for itself. The key is asked
+    /// for only inside a load.
+    #[cfg(feature = "layer")]
+    pub(crate) fn is_own(&self, key: impl FnOnce() -> Option<K>) -> bool {
+        lineage::current().is_some()
+            && key().and_then(|key| self.map.get(&key)).is_some_and(|flight| lineage::waits_for_us(&flight))
+    }
+
     /// Callers that wait for `key`.
     pub(crate) fn waiters<Q>(&self, key: &Q) -> usize
     where
@@ -640,12 +648,16 @@ mod tests {
 
     #[test]
     fn only_a_flight_that_is_still_linked_is_stored() {
-        /// Remembers what was stored.
+        /// Remembers what was stored, and how often it was called without the mutex.
         #[derive(Default)]
-        struct Store(Mutex<Vec<(u64, u64)>>);
+        struct Store(Mutex<Vec<(u64, u64)>>, AtomicUsize);
         impl Settle<u64, u64, Infallible> for Store {
             fn settle(&self, key: &u64, result: &Result<u64, LoadError<Infallible>>) {
                 self.0.lock().push((*key, *result.as_ref().unwrap()));
+            }
+
+            fn settled(&self) {
+                self.1.fetch_add(1, Ordering::Relaxed);
             }
         }
         let flights = Flights::new(FlightConfig::default(), Store::default());
@@ -659,6 +671,7 @@ mod tests {
         flights.land(&forgotten, Landing::Done(Ok(10)));
         assert!(flights.hook.0.lock().is_empty());
         flights.land(&linked, Landing::Done(Ok(20)));
+        assert_eq!(flights.hook.1.load(Ordering::Relaxed), 2, "after each landing");
         flights.land(&linked, Landing::Done(Ok(30)));
         assert_eq!(*flights.hook.0.lock(), [(1, 20)]);
     }

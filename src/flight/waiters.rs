@@ -171,6 +171,7 @@ mod tests {
         }
         assert_eq!(waiters.slots.len(), 2);
         assert_eq!(waiters.count(), 2);
+        assert_eq!(waiters.add(Waker::noop()), Some(2), "nobody's slot is given away");
     }
 
     #[test]

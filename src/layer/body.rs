@@ -24,15 +24,20 @@ pub struct GuardBody<R>(#[pin] Kind<R>);
 #[pin_project(project = KindProjection)]
 enum Kind<R> {
     Empty,
+    /// Left out of a response that would have one, as to a HEAD. Its length is not zero but unsaid.
+    LeftOut,
     Own(#[pin] R),
     Moved(Pin<Box<R>>),
-    Shared { reader: Reader, rest: Option<Rest<R>> },
+    Shared {
+        reader: Reader,
+        rest: Option<Rest<R>>,
+    },
 }
 
 impl<R> std::fmt::Debug for GuardBody<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = match &self.0 {
-            Kind::Empty => "empty",
+            Kind::Empty | Kind::LeftOut => "empty",
             Kind::Own(_) | Kind::Moved(_) => "own",
             Kind::Shared { .. } => "shared",
         };
@@ -43,6 +48,10 @@ impl<R> std::fmt::Debug for GuardBody<R> {
 impl<R> GuardBody<R> {
     pub(super) fn empty() -> Self {
         Self(Kind::Empty)
+    }
+
+    pub(super) fn left_out() -> Self {
+        Self(Kind::LeftOut)
     }
 
     pub(super) fn own(body: R) -> Self {
@@ -69,7 +78,7 @@ where
         let mut kind = self.project().0;
         loop {
             let body = match kind.as_mut().project() {
-                KindProjection::Empty => return Poll::Ready(None),
+                KindProjection::Empty | KindProjection::LeftOut => return Poll::Ready(None),
                 KindProjection::Own(body) => {
                     return body.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)));
                 }
@@ -106,7 +115,7 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Empty => true,
+            Kind::Empty | Kind::LeftOut => true,
             Kind::Own(body) => body.is_end_stream(),
             Kind::Moved(body) => body.is_end_stream(),
             Kind::Shared { reader, .. } => reader.is_at_end(),
@@ -116,6 +125,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
+            Kind::LeftOut => SizeHint::new(),
             Kind::Own(body) => body.size_hint(),
             Kind::Moved(body) => body.size_hint(),
             Kind::Shared { reader, .. } => reader.left().map_or_else(SizeHint::new, SizeHint::with_exact),

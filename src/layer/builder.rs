@@ -134,6 +134,9 @@ impl StampedeGuardBuilder {
 
     /// How long a handler that runs for several clients may take up to its response's head. Default: 30 s. `None` is
     /// no limit.
+    ///
+    /// The store waits as long for a body: with somebody reading, for each frame, and with nobody, for the end. A body
+    /// that is slower is left to those who read it, and dropped if nobody does.
     pub fn load_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.settings.load_timeout = limit.into();
         self
@@ -244,8 +247,9 @@ impl StampedeGuardBuilder {
         self
     }
 
-    /// How many handlers may run with nobody waiting for them: for clients that went away, and background refreshes.
-    /// Default: 64. Beyond it, a run that lost its clients is dropped and a refresh is left to a later request.
+    /// How many handlers may run with nobody waiting for them, and bodies come with nobody reading: for clients that
+    /// went away, and background refreshes. Default: 64. Beyond it, a run that lost its clients is dropped and a
+    /// refresh is left to a later request.
     pub fn max_abandoned(mut self, runs: usize) -> Self {
         self.flights.max_abandoned = runs;
         self
@@ -335,7 +339,7 @@ impl StampedeGuardBuilder {
 fn weigh(key: &PageKey, reply: &Reply) -> u32 {
     const OVERHEAD: u64 = 256;
     let value = match reply {
-        Reply::Page(page) => page.weight(),
+        Reply::Page(page, _) => page.weight(),
         Reply::Varies(_) | Reply::Private => 0,
     };
     u32::try_from(OVERHEAD + key.len() as u64 + value).unwrap_or(u32::MAX)

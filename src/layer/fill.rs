@@ -7,14 +7,48 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body;
 use tokio::sync::oneshot;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tower::BoxError;
 
+use super::guard::Guarded;
 use super::recording::{BrokenBody, End, Recording};
 use crate::sync::Arc;
 
-/// Called once, with the end of the recording.
-pub(super) type AtEnd = Box<dyn FnOnce(&End) + Send>;
+/// This many frames are read in one poll at most: a body that never has to be waited for keeps nobody waiting.
+const TURN: usize = 32;
+
+/// What the store wants of a body.
+pub(super) struct Keep {
+    guard: Arc<Guarded>,
+    /// Called once, with the end of the body, or with a failure if the store gives it up.
+    at_end: Box<dyn FnOnce(&End) + Send>,
+    /// Goes on with nobody reading and holds one of the `max_abandoned` places.
+    unattended: bool,
+}
+
+impl Keep {
+    pub(super) fn new(guard: &Arc<Guarded>, at_end: impl FnOnce(&End) + Send + 'static) -> Self {
+        Self { guard: Arc::clone(guard), at_end: Box::new(at_end), unattended: false }
+    }
+
+    /// Whether the body may go on: with nobody reading, only as one of so many.
+    fn may_go_on(&mut self, read: bool) -> bool {
+        let flights = &self.guard.flights;
+        if read && std::mem::take(&mut self.unattended) {
+            flights.leave_unattended();
+        } else if !read && !self.unattended {
+            self.unattended = flights.enter_unattended();
+        }
+        read || self.unattended
+    }
+
+    fn end(self, end: &End) {
+        if self.unattended {
+            self.guard.flights.leave_unattended();
+        }
+        (self.at_end)(end);
+    }
+}
 
 /// The future that fills a recording.
 pub(super) struct Fill<R> {
@@ -24,11 +58,10 @@ pub(super) struct Fill<R> {
     limit: u64,
     /// Where the body goes if it outgrows the limit.
     rest: Option<oneshot::Sender<Pin<Box<R>>>>,
-    at_end: Option<AtEnd>,
-    /// Whether it goes on with nobody reading, and for how long.
-    keep: bool,
+    keep: Option<Keep>,
+    /// For how long the store waits: with somebody reading, for the next frame; with nobody, for the end.
     patience: Option<Duration>,
-    unread: Option<Pin<Box<Sleep>>>,
+    waited: Option<Pin<Box<Sleep>>>,
 }
 
 impl<R> Fill<R>
@@ -39,7 +72,7 @@ where
     pub(super) fn new(body: R, recording: &Arc<Recording>, limit: u64) -> Self {
         let recording = Arc::clone(recording);
         let body = Some(Box::pin(body));
-        Self { body, recording, limit, rest: None, at_end: None, keep: true, patience: None, unread: None }
+        Self { body, recording, limit, rest: None, keep: None, patience: None, waited: None }
     }
 
     /// Hands the body on if it outgrows the limit.
@@ -48,35 +81,51 @@ where
         self
     }
 
-    /// Goes on in a task. With nobody reading, it ends at once unless `keep`, and then after `patience`.
-    pub(super) fn detach(mut self, keep: bool, patience: Option<Duration>, at_end: AtEnd) -> Self {
+    /// Goes on in a task, with nobody reading only if somebody keeps it.
+    pub(super) fn detach(mut self, keep: Option<Keep>, patience: Option<Duration>) -> Self {
         self.keep = keep;
         self.patience = patience;
-        self.at_end = Some(at_end);
         self
     }
 
-    fn end(&mut self, end: &End, trailers: Option<http::HeaderMap>) {
-        self.recording.finish(end.clone(), trailers);
-        if let Some(at_end) = self.at_end.take() {
-            at_end(end);
+    fn end(&mut self, end: End, trailers: Option<http::HeaderMap>) {
+        // The store before those who wait: whoever learns of the end finds there what it came to.
+        if let Some(keep) = self.keep.take() {
+            keep.end(&end);
         }
+        self.recording.finish(end, trailers);
     }
 
-    /// True while somebody reads, or the store wants the body and it is not too slow in coming.
-    fn is_wanted(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.recording.has_readers(cx.waker()) {
-            self.unread = None;
-            return true;
+    /// True while somebody reads, or the store wants the body and it is not too slow in coming. A body that is too
+    /// slow is left to those who read it already.
+    fn is_wanted(&mut self, has_grown: bool, cx: &mut Context<'_>) -> bool {
+        let read = self.recording.has_readers(cx.waker());
+        let Some(keep) = &mut self.keep else { return read };
+        let may_go_on = keep.may_go_on(read) && !self.is_too_slow(has_grown && read, cx);
+        if !may_go_on && let Some(keep) = self.keep.take() {
+            keep.end(&End::Failed(BrokenBody::unexplained()));
         }
-        let Some(patience) = self.patience else { return self.keep };
-        let unread = self.unread.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        self.keep && unread.as_mut().poll(cx).is_pending()
+        read || self.keep.is_some()
+    }
+
+    fn is_too_slow(&mut self, starts_anew: bool, cx: &mut Context<'_>) -> bool {
+        let Some(patience) = self.patience else { return false };
+        let waited = self.waited.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        if starts_anew {
+            waited.as_mut().reset(Instant::now() + patience);
+        }
+        waited.as_mut().poll(cx).is_ready()
     }
 
     /// Reads on until the body has to be waited for. Ready at the end.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut turn = 0;
         while let Some(body) = &mut self.body {
+            if turn == TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            turn += 1;
             let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
                 return Poll::Pending;
             };
@@ -87,7 +136,7 @@ where
                 }
                 Some(Err(error)) => {
                     self.body = None;
-                    self.end(&End::Failed(BrokenBody::new(error)), None);
+                    self.end(End::Failed(BrokenBody::new(error)), None);
                 }
                 Some(Ok(Ok(data))) => {
                     let length = self.recording.recorded() + data.len() as u64;
@@ -113,15 +162,15 @@ where
         match self.recording.length() {
             Some(length) if length != recorded => {
                 let why = format!("{recorded} bytes came, {length} were announced");
-                self.end(&End::Failed(BrokenBody::new(why)), None);
+                self.end(End::Failed(BrokenBody::new(why)), None);
             }
-            _ => self.end(&End::Complete, trailers),
+            _ => self.end(End::Complete, trailers),
         }
     }
 
     fn move_on(&mut self) {
         let body = self.body.take();
-        self.end(&End::Elsewhere, None);
+        self.end(End::Elsewhere, None);
         if let (Some(body), Some(rest)) = (body, self.rest.take()) {
             // A client that has gone away takes its body with it.
             let _ = rest.send(body);
@@ -138,14 +187,16 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        let before = this.recording.recorded();
         if this.poll_fill(cx).is_ready() {
             return Poll::Ready(());
         }
-        if this.is_wanted(cx) {
+        let has_grown = this.recording.recorded() > before;
+        if this.is_wanted(has_grown, cx) {
             return Poll::Pending;
         }
         this.body = None;
-        this.end(&End::Failed(BrokenBody::unexplained()), None);
+        this.end(End::Failed(BrokenBody::unexplained()), None);
         Poll::Ready(())
     }
 }
@@ -154,10 +205,10 @@ impl<R> Drop for Fill<R> {
     fn drop(&mut self) {
         if self.body.is_some() {
             let end = End::Failed(BrokenBody::unexplained());
-            self.recording.finish(end.clone(), None);
-            if let Some(at_end) = self.at_end.take() {
-                at_end(&end);
+            if let Some(keep) = self.keep.take() {
+                keep.end(&end);
             }
+            self.recording.finish(end, None);
         }
     }
 }

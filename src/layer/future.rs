@@ -11,9 +11,9 @@ use pin_project::pin_project;
 use tower::Service;
 use tower::util::Oneshot;
 
+use super::address::original_uri;
 use super::body::GuardBody;
 use super::guard::Guarded;
-use super::load::original_uri;
 use crate::http::origin::{Target, same_origin_targets, target};
 
 type Flying<R, X> = Pin<Box<dyn Future<Output = Result<Response<GuardBody<R>>, X>> + Send>>;

@@ -103,17 +103,20 @@ impl Guarded {
 
     /// True if a page that is not fresh may be served in place of an error.
     pub(super) fn may_serve_stale(&self, entry: &Entry<Reply>) -> bool {
-        matches!(&entry.value, Reply::Page(page) if page.recording.is_sound())
+        matches!(&entry.value, Reply::Page(page, _) if page.recording.is_sound())
             && !matches!(self.shelf().judge(entry), Freshness::Dead)
     }
 
-    /// Takes a page whose body broke off out of the store.
-    pub(super) fn drop_page(&self, broken: &Arc<Page>) {
+    /// Takes a page whose body broke off out of the store. What it took the place of, if anything, comes back.
+    pub(super) fn drop_page(&self, broken: &Arc<Page>, replaced: Option<Entry<Reply>>) {
         let there = self.shelf().find(&broken.key);
-        if let Some(Reply::Page(page)) = there.map(|entry| entry.value)
+        if let Some(Reply::Page(page, _)) = there.map(|entry| entry.value)
             && Arc::ptr_eq(&page, broken)
         {
-            self.shelf().remove(&broken.key);
+            match replaced {
+                Some(entry) => self.shelf().put_back(Arc::clone(&broken.key), entry),
+                None => self.shelf().remove(&broken.key),
+            }
         }
     }
 }

@@ -12,8 +12,9 @@ use tower::util::Oneshot;
 use tower::{BoxError, Service};
 use tracing::Instrument;
 
+use super::address::Address;
 use super::body::GuardBody;
-use super::fill::Fill;
+use super::fill::{Fill, Keep};
 use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
 use super::page::{Page, PageKey, Reply, Signpost, respond_to_leader};
 use super::recording::{End, Reader, Recording};
@@ -21,11 +22,9 @@ use crate::cache::{Arrival, Born, Destination, Entry, Storing};
 use crate::error::{LoadError, TimedOut};
 use crate::flight::{BoxLoad, Plan};
 use crate::http::headers::strip_hop_by_hop;
-use crate::http::key::{KeyInput, MethodClass};
-use crate::http::rule::KeyRule;
-use crate::http::vary::VarySpec;
-use crate::http::verdict::{self, RequestFacts, Share, Verdict};
-use crate::policy::Lifetime;
+use crate::http::key::MethodClass;
+use crate::http::verdict::{self, Lifetime as VerdictLife, RequestFacts, Share, Verdict};
+use crate::policy::{Freshness, Lifetime};
 
 /// Why a handler run gave nothing to share. The leader learns more, from its own channel.
 #[derive(Debug)]
@@ -43,72 +42,6 @@ pub(super) type PageArrival = Arrival<PageKey, Reply>;
 
 /// The leader's own response, or its service's own error.
 pub(super) type Own<R, X> = Result<Response<GuardBody<R>>, X>;
-
-/// Which of the keys of a request a load is for.
-#[derive(Clone, Debug)]
-pub(super) struct Address {
-    /// Without any header that only `Vary` names.
-    pub(super) base: PageKey,
-    /// With those of `spec`.
-    pub(super) key: PageKey,
-    pub(super) spec: VarySpec,
-    /// What the operator's function added.
-    pub(super) extra: Vec<u8>,
-    /// The generation of the request's target.
-    pub(super) generation: u64,
-    pub(super) class: MethodClass,
-}
-
-impl Address {
-    /// The keys of a request. `None` if one is too long.
-    pub(super) fn of(
-        guard: &Guarded,
-        parts: &http::request::Parts,
-        class: MethodClass,
-        generation: u64,
-        extra: &[u8],
-        spec: &VarySpec,
-    ) -> Option<Self> {
-        let rule = &guard.settings.rule;
-        let asked = Asked { parts, class, generation, extra };
-        let base = asked.key(rule, &VarySpec::default())?;
-        let key = if spec.is_empty() { Arc::clone(&base) } else { asked.key(rule, spec)? };
-        Some(Self { base, key, spec: spec.clone(), extra: extra.to_vec(), generation, class })
-    }
-
-    /// The key of the same request with other headers in it. `None` if it is too long.
-    pub(super) fn under(
-        &self,
-        rule: &KeyRule,
-        parts: &http::request::Parts,
-        spec: &VarySpec,
-    ) -> Option<PageKey> {
-        let Self { class, generation, extra, .. } = self;
-        Asked { parts, class: *class, generation: *generation, extra }.key(rule, spec)
-    }
-}
-
-/// What of a request goes into its keys.
-struct Asked<'a> {
-    parts: &'a http::request::Parts,
-    class: MethodClass,
-    generation: u64,
-    extra: &'a [u8],
-}
-
-impl Asked<'_> {
-    fn key(&self, rule: &KeyRule, vary: &VarySpec) -> Option<PageKey> {
-        let Self { parts, class, generation, extra } = *self;
-        let original = original_uri(parts);
-        let mut out = Vec::new();
-        let input = KeyInput { class, parts, original, generation, vary, extra };
-        input.write(rule, &mut out).ok().map(|()| out.into())
-    }
-}
-
-pub(super) fn original_uri(parts: &http::request::Parts) -> Option<&http::Uri> {
-    parts.extensions.get::<axum::extract::OriginalUri>().map(|original| &original.0)
-}
 
 /// A request and the service to run it.
 pub(super) struct PageLoad<S, B, R, X> {
@@ -133,10 +66,19 @@ where
     R::Error: Into<BoxError>,
 {
     fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
-        let found = self.guard.shelf().fresh(key)?;
+        let found = self.guard.shelf().find(key)?;
+        if matches!(&found.value, Reply::Page(page, _) if !page.recording.is_sound()) {
+            return None;
+        }
         let seen = self.stale.as_ref().map(|entry| entry.times.stored);
-        let newer = seen.is_none_or(|seen| found.times.stored > seen);
-        newer.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
+        let serves = match self.guard.shelf().judge(&found) {
+            Freshness::Fresh | Freshness::RefreshEarly => seen.is_none_or(|seen| found.times.stored > seen),
+            // A load has failed since the caller looked, and the next is not due.
+            Freshness::Stale { refresh } => seen.is_some() && !refresh,
+            Freshness::IfError { load } => seen.is_some() && !load,
+            Freshness::Dead => false,
+        };
+        serves.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
     }
 
     fn load(self) -> BoxLoad<PageArrival, Failure> {
@@ -237,9 +179,9 @@ where
         let page = Page::new(head.status, headers, Arc::clone(&recording), received, age, place);
         let page = Arc::new(page);
         if self.address.class == MethodClass::Head {
-            recording.finish(End::Complete, None);
+            // Nobody reads it: what a HEAD brings answers HEADs.
             self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
-            return Ok(Arrival { value: Reply::Page(page), bound_for: Destination::Nowhere });
+            return Ok(Arrival { value: Reply::Page(page, None), bound_for: Destination::Nowhere });
         }
         let stream = Stream { head, body, length, recording, page, verdict };
         self.record(stream).await
@@ -248,9 +190,13 @@ where
     /// Records the body: what is ready at once here, the rest in a task.
     async fn record(mut self, stream: Stream<R>) -> Landing {
         let Stream { head, body, length, recording, page, verdict } = stream;
-        let settings = &self.guard.settings;
+        let (max_bytes, max_wait, patience) = {
+            let settings = &self.guard.settings;
+            (settings.max_body_bytes, settings.max_body_wait, settings.load_timeout)
+        };
+        let is_refresh = self.leader.is_none();
         let (rest, elsewhere) = oneshot::channel();
-        let mut fill = Fill::new(body, &recording, settings.max_body_bytes).rest(rest);
+        let mut fill = Fill::new(body, &recording, max_bytes).rest(rest);
         let leader_reads = respond_to_leader(head, &recording, Some(elsewhere));
         std::future::poll_fn(|cx| {
             let _ = fill.poll_fill(cx);
@@ -261,60 +207,82 @@ where
             self.tell_leader(Ok(leader_reads));
             return self.at_end(&end, page, &verdict);
         }
-        let keep = verdict.store.is_some();
-        if length.is_some() {
-            let guard = Arc::clone(&self.guard);
-            let broken = Arc::clone(&page);
-            let drop_broken = move |end: &End| {
-                if !matches!(end, End::Complete) {
-                    guard.drop_page(&broken);
-                }
-            };
-            let fill = fill.detach(keep, settings.load_timeout, Box::new(drop_broken));
-            self.tell_leader(Ok(leader_reads));
-            crate::sync::spawn(fill.in_current_span());
-            return Ok(self.page(page, &verdict));
-        }
-        let wait = if page.is_event_stream() { Duration::ZERO } else { settings.max_body_wait };
-        let mut watcher = Reader::watch(&recording);
-        let fill = fill.detach(keep, settings.load_timeout, Box::new(|_: &End| ()));
+        // Its body goes on for those who wait, as long as they do.
+        let mut reader = Reader::new(&recording);
+        let is_known = length.is_some();
+        let keep = verdict
+            .store
+            .is_some()
+            .then(|| if is_known { self.keep_growing(&page) } else { self.keep_complete(&page, &verdict) });
+        let fill = fill.detach(keep, patience);
         self.tell_leader(Ok(leader_reads));
         crate::sync::spawn(fill.in_current_span());
-        if let Ok(end) = tokio::time::timeout(wait, watcher.ended()).await {
-            return self.at_end(&end, page, &verdict);
+        if is_known {
+            return Ok(self.page(page, Some(Arc::new(reader)), &verdict));
         }
-        if keep {
-            self.store_later(watcher, &page, &verdict);
+        let wait = if page.is_event_stream() { Duration::ZERO } else { max_wait };
+        loop {
+            if let Ok(end) = tokio::time::timeout(wait, reader.ended()).await {
+                return match end {
+                    // The store has it.
+                    End::Complete if verdict.store.is_some() => {
+                        Ok(Arrival { value: Reply::Page(page, None), bound_for: Destination::Nowhere })
+                    }
+                    end => self.at_end(&end, page, &verdict),
+                };
+            }
+            // A refresh may take its time while nobody waits: what is stale is served meanwhile.
+            let goes_on = is_refresh && !wait.is_zero() && self.guard.flights.waiters(&self.address.key) == 0;
+            if !goes_on {
+                return Ok(self.private());
+            }
         }
-        Ok(self.private())
     }
 
     fn at_end(&self, end: &End, page: Arc<Page>, verdict: &Verdict) -> Landing {
         match end {
-            End::Complete => Ok(self.page(page, verdict)),
+            End::Complete => Ok(self.page(page, None, verdict)),
             End::Failed(_) => Err(LoadError::Failed(Arc::new(Failure::Broken))),
             End::Elsewhere => Ok(self.private()),
         }
     }
 
-    /// Stores the page when its body is complete after all, unless something newer is there.
-    fn store_later(&self, mut watcher: Reader, page: &Arc<Page>, verdict: &Verdict) {
+    /// A page that is stored while its body comes, and taken out if that breaks off.
+    fn keep_growing(&self, page: &Arc<Page>) -> Keep {
+        let guard = Arc::clone(&self.guard);
+        let page = Arc::clone(page);
+        let replaced = self.stale.clone().filter(|_| page.key == self.address.key);
+        Keep::new(&self.guard, move |end| {
+            if !matches!(end, End::Complete) {
+                guard.drop_page(&page, replaced);
+            }
+        })
+    }
+
+    /// A page that is stored once its body is complete, unless something newer is there.
+    fn keep_complete(&self, page: &Arc<Page>, verdict: &Verdict) -> Keep {
         let guard = Arc::clone(&self.guard);
         let places = self.places(page, verdict);
-        let store = async move {
-            if let End::Complete = watcher.ended().await {
-                for (key, value, storing) in places {
-                    let newer = guard.shelf().find(&key).is_some_and(|entry| match (&entry.value, &value) {
-                        (Reply::Page(there), Reply::Page(page)) => there.is_newer_than(page),
-                        _ => false,
-                    });
-                    if !newer {
-                        guard.shelf().put(key, value, &storing);
+        Keep::new(&self.guard, move |end| {
+            if !matches!(end, End::Complete) {
+                return;
+            }
+            for (key, value, mut storing) in places {
+                if let Reply::Page(page, _) = &value {
+                    storing.life = aged(storing.life, page.time_since_head(&guard.shelf().timeline));
+                    if is_over(&storing.life) {
+                        continue;
                     }
                 }
+                let newer = guard.shelf().find(&key).is_some_and(|entry| match (&entry.value, &value) {
+                    (Reply::Page(there, _), Reply::Page(page, _)) => there.is_newer_than(page),
+                    _ => false,
+                });
+                if !newer {
+                    guard.shelf().put(key, value, &storing);
+                }
             }
-        };
-        crate::sync::spawn(store.in_current_span());
+        })
     }
 
     /// True while what the shelf had may be served if this load fails.
@@ -333,15 +301,11 @@ where
         Arrival { value: Reply::Private, bound_for: Destination::Shelf(storing) }
     }
 
-    fn page(&self, page: Arc<Page>, verdict: &Verdict) -> PageArrival {
+    fn page(&self, page: Arc<Page>, reader: Option<Arc<Reader>>, verdict: &Verdict) -> PageArrival {
         let places = self.places(&page, verdict);
-        let bound_for = match <[_; 1]>::try_from(places) {
-            Ok([(key, _, storing)]) if key == self.address.key => Destination::Shelf(storing),
-            Ok(place) => Destination::Shelves(Arc::new(place)),
-            Err(places) if places.is_empty() => Destination::WaitersOnly,
-            Err(places) => Destination::Shelves(places.into()),
-        };
-        Arrival { value: Reply::Page(page), bound_for }
+        let bound_for =
+            if places.is_empty() { Destination::WaitersOnly } else { Destination::Shelves(places.into()) };
+        Arrival { value: Reply::Page(page, reader), bound_for }
     }
 
     /// Where the page goes: under its key, and if that has headers in it that only `Vary` names, a signpost under
@@ -365,14 +329,9 @@ where
             places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), self.storing(life)));
         }
         if let (Some(life), true) = (verdict.store, room) {
-            // A response may be past its freshness on arrival, and its windows have begun.
-            let overdue = life.age.saturating_sub(life.fresh_for);
-            let life = Lifetime {
-                ttl: life.fresh_for.saturating_sub(life.age),
-                stale_while_revalidate: life.stale_while_revalidate.saturating_sub(overdue),
-                stale_if_error: life.stale_if_error.saturating_sub(overdue),
-            };
-            places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(page)), self.storing(life)));
+            let VerdictLife { age, fresh_for, stale_while_revalidate, stale_if_error, .. } = life;
+            let life = aged(Lifetime { ttl: fresh_for, stale_while_revalidate, stale_if_error }, age);
+            places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(page), None), self.storing(life)));
         }
         places
     }
@@ -392,8 +351,78 @@ struct Stream<R> {
     verdict: Verdict,
 }
 
+/// What is left of a lifetime. It may be past its freshness already, and its windows have begun.
+fn aged(life: Lifetime, age: Duration) -> Lifetime {
+    let overdue = age.saturating_sub(life.ttl);
+    Lifetime {
+        ttl: life.ttl.saturating_sub(age),
+        stale_while_revalidate: life.stale_while_revalidate.saturating_sub(overdue),
+        stale_if_error: life.stale_if_error.saturating_sub(overdue),
+    }
+}
+
+fn is_over(life: &Lifetime) -> bool {
+    (life.ttl + life.stale_while_revalidate + life.stale_if_error).is_zero()
+}
+
 /// The body's length, if head or body tell. A length that cannot be read is none.
 fn length(headers: &http::HeaderMap, body: &impl Body) -> Option<u64> {
     let said = headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
     said.or_else(|| body.size_hint().exact())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::vary::VarySpec;
+    use crate::layer::builder::StampedeGuardBuilder;
+    use crate::layer::recording::BrokenBody;
+    use std::convert::Infallible;
+
+    type Text = axum::body::Body;
+
+    /// What a new leader finds once `end` has come to a page that is stored all the same.
+    fn found_after(end: End) -> bool {
+        let guard = Arc::new(StampedeGuardBuilder::new().defaults());
+        let request = Request::new(Text::empty());
+        let (parts, body) = request.into_parts();
+        let address = Address::of(&guard, &parts, MethodClass::Get, 0, &[], &VarySpec::default()).unwrap();
+        let key = Arc::clone(&address.key);
+        let recording = Recording::new(None);
+        let place = (Arc::clone(&key), VarySpec::default());
+        let page = Page::new(
+            http::StatusCode::OK,
+            http::HeaderMap::new(),
+            Arc::clone(&recording),
+            guard.shelf().timeline.now(),
+            Duration::ZERO,
+            place,
+        );
+        let minute = Duration::from_secs(60);
+        let life = Lifetime { ttl: minute, stale_while_revalidate: minute, stale_if_error: minute };
+        let storing =
+            Storing { life, cost: Duration::ZERO, born: guard.shelf().generations.born(), tags: None };
+        guard.shelf().put(Arc::clone(&key), Reply::Page(Arc::new(page), None), &storing);
+        recording.finish(end, None);
+        let inner = tower::service_fn(|_: Request<Text>| {
+            std::future::pending::<Result<Response<Text>, Infallible>>()
+        });
+        let mut load: PageLoad<_, Text, Text, Infallible> = PageLoad {
+            guard,
+            inner,
+            request: Request::from_parts(parts, body),
+            facts: RequestFacts::default(),
+            address,
+            stale: None,
+            leader: None,
+        };
+        load.recheck(&key).is_some()
+    }
+
+    #[test]
+    fn a_page_whose_body_broke_off_before_it_was_stored_spares_no_load() {
+        assert!(found_after(End::Complete));
+        assert!(!found_after(End::Failed(BrokenBody::unexplained())));
+        assert!(!found_after(End::Elsewhere));
+    }
 }

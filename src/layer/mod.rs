@@ -1,5 +1,6 @@
 //! `StampedeGuard`, the Tower layer.
 
+mod address;
 mod body;
 mod builder;
 mod fill;

@@ -21,8 +21,9 @@ pub(super) type PageKey = Arc<[u8]>;
 /// What a flight brings and the shelf holds.
 #[derive(Clone, Debug)]
 pub(super) enum Reply {
-    /// A response that whoever has the key may have.
-    Page(Arc<Page>),
+    /// A response that whoever has the key may have. Those who waited for it hold a reader, so that its body does not
+    /// end for want of one before they have theirs.
+    Page(Arc<Page>, Option<Arc<Reader>>),
     /// Responses under this key depend on more: look under the key with these headers in it.
     Varies(Arc<Signpost>),
     /// Responses under this key are each client's own. Nobody waits for another's.
@@ -84,6 +85,10 @@ impl Page {
         Self { status, headers, recording, received, age, key, spec }
     }
 
+    pub(super) fn time_since_head(&self, timeline: &Timeline) -> Duration {
+        timeline.now().since(self.received)
+    }
+
     pub(super) fn is_newer_than(&self, other: &Self) -> bool {
         self.received > other.received
     }
@@ -107,17 +112,17 @@ impl Page {
         timeline: &Timeline,
     ) -> Response<GuardBody<R>> {
         let mut headers = self.headers.clone();
-        let age = self.age + timeline.now().since(self.received);
+        let age = self.age + self.time_since_head(timeline);
         headers.insert(AGE, seconds(age.as_secs()));
         let unchanged = conditionals.not_modified(self.status, &self.headers);
         let body = if unchanged {
             reduce_to_304(&mut headers);
-            GuardBody::empty()
+            GuardBody::left_out()
         } else if class == MethodClass::Head {
             if let (Some(length), false) = (self.recording.length(), headers.contains_key(CONTENT_LENGTH)) {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
-            GuardBody::empty()
+            GuardBody::left_out()
         } else {
             GuardBody::shared(Reader::new(&self.recording), None)
         };

@@ -43,7 +43,11 @@ pub(super) enum End {
     Elsewhere,
 }
 
-/// A complete body.
+/// Frames that are smaller on average are put together at the end, in a buffer of just their size: a frame may be a
+/// slice that keeps a whole read buffer alive.
+const SMALL_FRAME: u64 = 4 * 1024;
+
+/// A complete body. No frame is empty.
 #[derive(Debug)]
 struct Whole {
     frames: Vec<Bytes>,
@@ -58,7 +62,8 @@ struct Growing {
     end: Option<End>,
     /// Readers by number; a reader that waits has its waker here.
     readers: Vec<Option<Waker>>,
-    reading: usize,
+    /// The numbers of readers that went.
+    free: Vec<usize>,
     /// Who writes, to be told when nobody reads any more.
     writer: Option<Waker>,
 }
@@ -87,9 +92,11 @@ impl Recording {
         Arc::new(Self { whole: OnceLock::new(), growing: Mutex::new(Growing::default()), expected })
     }
 
-    /// The length, if it is known.
+    /// The length, if a client may be told: announced, or known by now. Where trailers follow, only what the handler
+    /// announced: in HTTP/1.1 a length would leave no room for them.
     pub(super) fn length(&self) -> Option<u64> {
-        self.whole.get().map(|whole| whole.length).or(self.expected)
+        self.expected
+            .or_else(|| self.whole.get().filter(|whole| whole.trailers.is_none()).map(|whole| whole.length))
     }
 
     pub(super) fn recorded(&self) -> u64 {
@@ -108,14 +115,17 @@ impl Recording {
     /// Whether somebody reads. If so, `writer` is woken when the last reader goes.
     pub(super) fn has_readers(&self, writer: &Waker) -> bool {
         let mut growing = self.growing.lock();
-        let old = if growing.reading > 0 { growing.writer.replace(writer.clone()) } else { None };
-        let reading = growing.reading > 0;
+        let reading = growing.reading() > 0;
+        let old = if reading { growing.writer.replace(writer.clone()) } else { None };
         drop(growing);
         drop(old);
         reading
     }
 
     pub(super) fn push(&self, frame: Bytes) {
+        if frame.is_empty() {
+            return;
+        }
         let mut growing = self.growing.lock();
         growing.length += frame.len() as u64;
         growing.frames.push(frame);
@@ -124,14 +134,16 @@ impl Recording {
         wake(herd);
     }
 
-    /// Ends the recording, unless it has ended.
+    /// Ends the recording, unless it has ended. Only its writer does.
     pub(super) fn finish(&self, end: End, trailers: Option<HeaderMap>) {
+        let joined = if let End::Complete = end { self.joined() } else { None };
         let mut growing = self.growing.lock();
         if growing.end.is_some() {
             return;
         }
         if let End::Complete = end {
             let frames = std::mem::take(&mut growing.frames);
+            let frames = joined.map_or(frames, |joined| vec![joined]);
             let _ = self.whole.set(Whole { frames, trailers, length: growing.length });
         }
         growing.end = Some(end);
@@ -140,12 +152,24 @@ impl Recording {
         wake(herd);
     }
 
-    fn poll_next(&self, place: usize, reader: Option<usize>, cx: &mut Context<'_>) -> Poll<Next> {
+    /// Small frames, in one piece.
+    fn joined(&self) -> Option<Bytes> {
+        let growing = self.growing.lock();
+        if growing.length >= growing.frames.len() as u64 * SMALL_FRAME {
+            return None;
+        }
+        // The copy is made outside the lock: nobody but the writer, which waits for it here, adds to the frames.
+        let frames = growing.frames.clone();
+        drop(growing);
+        Some(frames.concat().into())
+    }
+
+    fn poll_next(&self, place: &Place, reader: Option<usize>, cx: &mut Context<'_>) -> Poll<Next> {
         if let Some(whole) = self.whole.get() {
             return Poll::Ready(whole.next(place));
         }
         let mut growing = self.growing.lock();
-        if let Some(frame) = growing.frames.get(place) {
+        if let Some(frame) = growing.frames.get(place.frame) {
             return Poll::Ready(Next::Data(frame.clone()));
         }
         match &growing.end {
@@ -167,16 +191,22 @@ impl Recording {
 }
 
 impl Whole {
-    fn next(&self, place: usize) -> Next {
-        match (self.frames.get(place), &self.trailers) {
-            (Some(frame), _) => Next::Data(frame.clone()),
-            (None, Some(trailers)) if place == self.frames.len() => Next::Trailers(trailers.clone()),
-            (None, _) => Next::End,
+    fn next(&self, place: &Place) -> Next {
+        match (&*self.frames, &self.trailers) {
+            // One piece may have been several when the reader began.
+            ([one], _) if place.read < self.length => Next::Data(one.slice(place.offset()..)),
+            (frames, _) if place.read < self.length => Next::Data(frames[place.frame].clone()),
+            (_, Some(trailers)) if !place.has_trailers => Next::Trailers(trailers.clone()),
+            _ => Next::End,
         }
     }
 }
 
 impl Growing {
+    fn reading(&self) -> usize {
+        self.readers.len() - self.free.len()
+    }
+
     fn waiting(&mut self) -> Vec<Waker> {
         self.readers.iter_mut().filter_map(Option::take).collect()
     }
@@ -188,16 +218,28 @@ fn wake(herd: Vec<Waker>) {
     }
 }
 
-/// One client's place in a recording.
+/// How far a reader has come.
+#[derive(Debug, Default)]
+struct Place {
+    frame: usize,
+    read: u64,
+    has_trailers: bool,
+}
+
+impl Place {
+    /// Within a single frame, which is never longer than memory.
+    fn offset(&self) -> usize {
+        usize::try_from(self.read).unwrap_or(usize::MAX)
+    }
+}
+
+/// One who reads a recording, or waits for its end. It goes on for as long as there is one.
 #[derive(Debug)]
 pub(super) struct Reader {
     recording: Arc<Recording>,
-    place: usize,
-    read: u64,
+    place: Place,
     /// Its number while the recording grows.
     number: Option<usize>,
-    /// Whether the recording goes on for it.
-    counts: bool,
 }
 
 impl Reader {
@@ -206,43 +248,35 @@ impl Reader {
             None
         } else {
             let mut growing = recording.growing.lock();
-            growing.readers.push(None);
-            growing.reading += 1;
-            Some(growing.readers.len() - 1)
+            let number = growing.free.pop().unwrap_or_else(|| {
+                growing.readers.push(None);
+                growing.readers.len() - 1
+            });
+            Some(number)
         };
-        Self { recording: Arc::clone(recording), place: 0, read: 0, number, counts: true }
-    }
-
-    /// A reader for whose sake alone nothing is recorded.
-    pub(super) fn watch(recording: &Arc<Recording>) -> Self {
-        let mut watcher = Self::new(recording);
-        watcher.counts = false;
-        if watcher.number.is_some() {
-            recording.growing.lock().reading -= 1;
-        }
-        watcher
+        Self { recording: Arc::clone(recording), place: Place::default(), number }
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let next = self.recording.poll_next(self.place, self.number, cx);
+        let next = self.recording.poll_next(&self.place, self.number, cx);
         match &next {
             Poll::Ready(Next::Data(frame)) => {
-                self.place += 1;
-                self.read += frame.len() as u64;
+                self.place.frame += 1;
+                self.place.read += frame.len() as u64;
             }
-            Poll::Ready(Next::Trailers(_)) => self.place += 1,
+            Poll::Ready(Next::Trailers(_)) => self.place.has_trailers = true,
             _ => {}
         }
         next
     }
 
-    /// The bytes still to come, if the length is known.
+    /// The bytes still to come, if the length may be told.
     pub(super) fn left(&self) -> Option<u64> {
-        self.recording.length().map(|length| length.saturating_sub(self.read))
+        self.recording.length().map(|length| length.saturating_sub(self.place.read))
     }
 
     pub(super) fn is_at_end(&self) -> bool {
-        self.recording.whole.get().is_some_and(|whole| matches!(whole.next(self.place), Next::End))
+        self.recording.whole.get().is_some_and(|whole| matches!(whole.next(&self.place), Next::End))
     }
 
     /// Waits for the end of the recording.
@@ -265,14 +299,49 @@ impl Drop for Reader {
     fn drop(&mut self) {
         if let Some(number) = self.number {
             let mut growing = self.recording.growing.lock();
-            growing.reading -= usize::from(self.counts);
             let waker = growing.readers.get_mut(number).and_then(Option::take);
-            let writer = if growing.reading == 0 { growing.writer.take() } else { None };
+            growing.free.push(number);
+            let writer = if growing.reading() == 0 { growing.writer.take() } else { None };
             drop(growing);
             drop(waker);
             if let Some(writer) = writer {
                 writer.wake();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_that_come_and_go_take_no_room() {
+        let recording = Recording::new(Some(1));
+        let _stays = Reader::new(&recording);
+        for _ in 0..1_000 {
+            let mut reader = Reader::new(&recording);
+            assert!(reader.poll_next(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        let growing = recording.growing.lock();
+        assert_eq!((growing.readers.len(), growing.reading()), (2, 1));
+    }
+
+    #[test]
+    fn a_reader_goes_on_where_it_was_when_small_frames_are_put_together() {
+        let recording = Recording::new(None);
+        let mut reader = Reader::new(&recording);
+        let mut cx = Context::from_waker(Waker::noop());
+        for frame in ["one", "", "two", "three"] {
+            recording.push(Bytes::from_static(frame.as_bytes()));
+        }
+        assert!(matches!(reader.poll_next(&mut cx), Poll::Ready(Next::Data(frame)) if frame == "one"));
+        recording.finish(End::Complete, None);
+        assert!(matches!(reader.poll_next(&mut cx), Poll::Ready(Next::Data(frame)) if frame == "twothree"));
+        assert!(matches!(reader.poll_next(&mut cx), Poll::Ready(Next::End)));
+        let mut late = Reader::new(&recording);
+        assert_eq!(late.left(), Some(11));
+        assert!(matches!(late.poll_next(&mut cx), Poll::Ready(Next::Data(frame)) if frame == "onetwothree"));
+        assert!(late.is_at_end());
     }
 }

@@ -10,10 +10,11 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tower::{BoxError, Service};
 
+use super::address::{Address, original_uri};
 use super::body::GuardBody;
 use super::future::{Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
-use super::load::{Address, PageLoad, original_uri};
+use super::load::PageLoad;
 use super::page::{Page, Reply, refusal};
 use super::trip::Trip;
 use crate::cache::Entry;
@@ -147,7 +148,7 @@ impl<S> GuardService<S> {
                     let Asking { parts, body, conditionals, .. } = asking;
                     return self.pass_alone(parts, body, conditionals);
                 }
-                Reply::Page(page) if page.recording.is_sound() => {
+                Reply::Page(page, _) if page.recording.is_sound() => {
                     let page = Arc::clone(page);
                     match self.serve(class, &page, entry, asking) {
                         Served::Answer(response) => return ResponseFuture::ready(response),
@@ -200,6 +201,12 @@ impl<S> GuardService<S> {
         let guard = &self.guard;
         let freshness = guard.shelf().judge(&entry);
         match freshness {
+            // What a run is to replace does not answer its own request, at another depth of the app.
+            Freshness::Stale { .. } | Freshness::IfError { load: false }
+                if guard.flights.is_own(|| asking.address(guard, MethodClass::Get).map(|own| own.key)) =>
+            {
+                return Served::Asks(asking, None);
+            }
             Freshness::Dead => return Served::Asks(asking, None),
             Freshness::IfError { load: true } => return Served::Asks(asking, Some(entry)),
             Freshness::Fresh | Freshness::RefreshEarly => {

@@ -123,6 +123,7 @@ impl StampedeGuard {
             refreshes: counters.refreshes.get(),
             refused: counters.refused.get(),
             unique_headers: self.guard.uniques.names(),
+            in_flight: self.guard.flights.in_flight(),
             entries,
             bytes,
             flights: self.guard.flights.stats(),

@@ -34,6 +34,8 @@ pub struct GuardStats {
     pub refused: u64,
     /// Request headers that make nearly every key unique.
     pub unique_headers: Vec<String>,
+    /// Keys for which a handler run is under way that others may share.
+    pub in_flight: usize,
     /// Responses stored, markers included.
     pub entries: u64,
     /// Bytes stored: bodies, headers and keys.

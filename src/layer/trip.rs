@@ -12,9 +12,10 @@ use tokio::sync::oneshot;
 use tower::util::Oneshot;
 use tower::{BoxError, Service};
 
+use super::address::Address;
 use super::body::GuardBody;
 use super::guard::Guarded;
-use super::load::{Address, Failure, Own, PageArrival, PageLoad};
+use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply, refusal};
 use crate::cache::{Entry, Shelf};
 use crate::error::{LoadError, Overloaded};
@@ -157,7 +158,11 @@ where
             }
         }
         if let Poll::Ready(landed) = landed {
-            return Poll::Ready(Waited::Landed(landed));
+            // A task that has used up its budget has not been given what is there.
+            return match own.as_mut().and_then(|own| own.try_recv().ok()) {
+                Some(response) => Poll::Ready(Waited::Own(response)),
+                None => Poll::Ready(Waited::Landed(landed)),
+            };
         }
         if let Some(limit) = &mut limit
             && run.role() == Some(Role::Follower)
@@ -186,14 +191,14 @@ impl Waiting {
         if self.conditionals.not_modified(response.status(), response.headers()) {
             reduce_to_304(response.headers_mut());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
-            *response.body_mut() = GuardBody::empty();
+            *response.body_mut() = GuardBody::left_out();
         }
         Ok(response)
     }
 
     fn stale_or<R>(&self, status: StatusCode) -> Response<GuardBody<R>> {
         if let Some(entry) = &self.fallback
-            && let Reply::Page(page) = &entry.value
+            && let Reply::Page(page, _) = &entry.value
             && self.guard.may_serve_stale(entry)
         {
             self.guard.counters.stale.add();
@@ -209,12 +214,14 @@ impl Waiting {
         let load = landed.unused.map(|(_, load)| load).or(landed.spared);
         match (landed.result, load) {
             (Ok(arrival), Some(load)) => match arrival.value {
-                Reply::Page(page) => self.page(&page, load, joined_only),
+                Reply::Page(page, _reader) => self.page(&page, load, joined_only),
                 Reply::Varies(signpost) => self.again(load, &signpost.spec),
                 Reply::Private => self.alone(load),
             },
             // A leader whose own response was lost on the way: its page serves.
-            (Ok(PageArrival { value: Reply::Page(page), .. }), None) => Turn::Answer(self.answer(&page)),
+            (Ok(PageArrival { value: Reply::Page(page, _reader), .. }), None) => {
+                Turn::Answer(self.answer(&page))
+            }
             (Ok(_), None) => Turn::Answer(self.stale_or(StatusCode::BAD_GATEWAY)),
             (Err(error), load) => self.failed(error, landed.role, load, joined_only),
         }

@@ -160,6 +160,19 @@ fn a_pending_load_without_a_runtime_panics_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_time_out_in_a_runtime_without_timers_panics_and_leaves_nothing_behind() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _inside = runtime.enter();
+    let flights = Group::builder().load_timeout(Duration::from_secs(1)).build().unwrap();
+    let loads = Loads::default();
+    let mut leader = Caller::new(flights.run(1, || loads.endless()));
+    assert!(catch_unwind(AssertUnwindSafe(|| leader.poll().is_pending())).is_err());
+    assert_eq!((loads.started(), loads.alive()), (1, 0));
+    assert_empty(&flights, [1]);
+    assert_eq!(Caller::new(flights.run(1, || async { Ok(1) })).ready().unwrap(), 1);
+}
+
+#[test]
 fn followers_of_a_leader_that_panics_for_want_of_a_runtime_are_cancelled() {
     let flights = Group::new();
     let mut followers = Vec::new();
