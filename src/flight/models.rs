@@ -315,6 +315,19 @@ fn a_load_that_somebody_wants_again_is_kept() {
 }
 
 #[test]
+fn who_leaves_as_a_load_ends_takes_no_place_for_nobody() {
+    check(|| {
+        let cache = Cache::new(FlightConfig::default());
+        let leader = waits(cache.get_or_load(true));
+        let joins = cache.get_or_load(false);
+        let aside = thread::spawn(move || block_on(joins).unwrap());
+        drop(leader);
+        assert_eq!(aside.join().unwrap(), 1);
+        cache.drains();
+    });
+}
+
+#[test]
 fn a_refresh_for_nobody_is_joined_while_it_ends() {
     check(|| {
         let cache = Cache::new(FlightConfig { max_abandoned: 1, ..FlightConfig::default() });
