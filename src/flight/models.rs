@@ -205,6 +205,21 @@ fn an_insert_wins_over_a_load() {
 }
 
 #[test]
+fn an_insert_wins_over_a_load_that_starts_as_another_is_overruled() {
+    check(|| {
+        let cache = Cache::new(FlightConfig::default());
+        let leader = waits(cache.get_or_load(true));
+        let joins = cache.get_or_load(false);
+        let aside = thread::spawn(move || block_on(joins).unwrap());
+        cache.insert(100);
+        assert_eq!(block_on(leader).unwrap(), 1);
+        assert!([1, 100].contains(&aside.join().unwrap()), "nobody starts between two values");
+        assert_eq!(cache.get(), Some(100));
+        cache.drains();
+    });
+}
+
+#[test]
 fn an_insert_wins_over_the_loads_that_start_around_it() {
     check(|| {
         let cache = Cache::new(FlightConfig::default());
@@ -323,6 +338,19 @@ fn who_leaves_as_a_load_ends_takes_no_place_for_nobody() {
         let aside = thread::spawn(move || block_on(joins).unwrap());
         drop(leader);
         assert_eq!(aside.join().unwrap(), 1);
+        cache.drains();
+    });
+}
+
+#[test]
+fn two_who_ask_for_the_last_place() {
+    check(|| {
+        let cache = Cache::new(FlightConfig { max_abandoned: 1, ..FlightConfig::default() });
+        let there = cache.clone();
+        let aside = thread::spawn(move || there.0.flights.enter_unattended());
+        let here = cache.0.flights.enter_unattended();
+        assert!(here ^ aside.join().unwrap(), "one of them gets it");
+        cache.0.flights.leave_unattended();
         cache.drains();
     });
 }
