@@ -40,10 +40,15 @@ fn two_callers_leave_a_load() {
 fn a_follower_comes_and_goes_while_the_leader_starts() {
     check(|| {
         let world = cancels();
-        let mut follower = world.caller(Load::Yields);
-        let comes_and_goes = thread::spawn(move || drop(follower.poll()));
-        // Whoever starts, the load of one who waits is not dropped.
-        world.call(Load::Yields).unwrap();
+        let gate = Gate::default();
+        let (mut follower, opens) = (world.caller(Load::Ready), gate.clone());
+        let comes_and_goes = thread::spawn(move || {
+            drop(follower.poll());
+            drop(follower);
+            opens.open();
+        });
+        // Its load is still in its first poll, then, and kept.
+        world.call(Load::Waits(gate)).unwrap();
         comes_and_goes.join().unwrap();
         world.drains();
     });
