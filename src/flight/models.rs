@@ -16,7 +16,7 @@ use super::core::{Boarding, FlightConfig, Flights, Landing, OnAbandon, Settle};
 use super::plan::{BoxLoad, Owned, Plan};
 use super::run::{FirstPoll, Run};
 use crate::error::LoadError;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{self, Arc, Mutex};
 
 const KEY: u8 = 0;
 
@@ -205,6 +205,21 @@ fn an_insert_wins_over_a_load() {
 }
 
 #[test]
+fn an_insert_wins_over_a_load_that_starts_as_another_is_overruled() {
+    check(|| {
+        let cache = Cache::new(FlightConfig::default());
+        let leader = waits(cache.get_or_load(true));
+        let joins = cache.get_or_load(false);
+        let aside = thread::spawn(move || block_on(joins).unwrap());
+        cache.insert(100);
+        assert_eq!(block_on(leader).unwrap(), 1);
+        assert!([1, 100].contains(&aside.join().unwrap()), "nobody starts between two values");
+        assert_eq!(cache.get(), Some(100));
+        cache.drains();
+    });
+}
+
+#[test]
 fn an_insert_wins_over_the_loads_that_start_around_it() {
     check(|| {
         let cache = Cache::new(FlightConfig::default());
@@ -278,6 +293,64 @@ fn forgetting_a_flight_that_is_over_takes_no_other_away() {
             assert!(matches!(board(), Boarding::Waits(..)), "the end of the second took the third away");
             flights.land(&third, Landing::Done(Ok(3)));
         }
+        cache.drains();
+    });
+}
+
+#[test]
+fn a_load_that_somebody_wants_again_is_kept() {
+    check(|| {
+        let cache = Cache::new(FlightConfig { on_abandon: OnAbandon::Cancel, ..FlightConfig::default() });
+        let flights = &cache.0.flights;
+        let board = || flights.board(&mut Some(Owned(KEY)), Waker::noop());
+        let Boarding::Leads(flight) = board() else { panic!("nothing is in flight") };
+        let load = Loads { cache: cache.clone(), yields: false }.load();
+        let seat = flight.hand_over(load, Some(Waker::noop()));
+        flight.driven_by(sync::spawn(async {}));
+        let wanted_again = Arc::new(sync::AtomicBool::new(false));
+        let (there, driven, wanted) = (cache.clone(), Arc::clone(&flight), Arc::clone(&wanted_again));
+        let drives = thread::spawn(move || {
+            let Some(load) = driven.take_load() else { return };
+            let wanted = wanted.load(SeqCst);
+            if let Some(unwanted) = driven.park_load(load) {
+                assert!(!wanted, "somebody waits for it");
+                there.0.flights.abandon(&driven, unwanted);
+            }
+        });
+        flights.leave(&flight, seat);
+        match board() {
+            Boarding::Waits(..) => wanted_again.store(true, SeqCst),
+            Boarding::Leads(next) => drop(flights.land(&next, Landing::Abandoned)),
+            Boarding::Refused(error) => panic!("{error}"),
+        }
+        drives.join().unwrap();
+        flights.land(&flight, Landing::Abandoned);
+        cache.drains();
+    });
+}
+
+#[test]
+fn who_leaves_as_a_load_ends_takes_no_place_for_nobody() {
+    check(|| {
+        let cache = Cache::new(FlightConfig::default());
+        let leader = waits(cache.get_or_load(true));
+        let joins = cache.get_or_load(false);
+        let aside = thread::spawn(move || block_on(joins).unwrap());
+        drop(leader);
+        assert_eq!(aside.join().unwrap(), 1);
+        cache.drains();
+    });
+}
+
+#[test]
+fn two_who_ask_for_the_last_place() {
+    check(|| {
+        let cache = Cache::new(FlightConfig { max_abandoned: 1, ..FlightConfig::default() });
+        let there = cache.clone();
+        let aside = thread::spawn(move || there.0.flights.enter_unattended());
+        let here = cache.0.flights.enter_unattended();
+        assert!(here ^ aside.join().unwrap(), "one of them gets it");
+        cache.0.flights.leave_unattended();
         cache.drains();
     });
 }

@@ -40,10 +40,15 @@ fn two_callers_leave_a_load() {
 fn a_follower_comes_and_goes_while_the_leader_starts() {
     check(|| {
         let world = cancels();
-        let mut follower = world.caller(Load::Yields);
-        let comes_and_goes = thread::spawn(move || drop(follower.poll()));
-        // Whoever starts, the load of one who waits is not dropped.
-        world.call(Load::Yields).unwrap();
+        let gate = Gate::default();
+        let (mut follower, opens) = (world.caller(Load::Ready), gate.clone());
+        let comes_and_goes = thread::spawn(move || {
+            drop(follower.poll());
+            drop(follower);
+            opens.open();
+        });
+        // Its load is still in its first poll, then, and kept.
+        world.call(Load::Waits(gate)).unwrap();
         comes_and_goes.join().unwrap();
         world.drains();
     });
@@ -111,7 +116,7 @@ fn one_of_two_loads_goes_on_for_nobody() {
 }
 
 #[test]
-fn an_abandoned_load_is_rejoined_and_gives_its_place_back() {
+fn an_abandoned_load_is_rejoined_as_it_ends() {
     check(|| {
         let world = World::with(|builder| builder.max_abandoned(1));
         let gate = Gate::default();
@@ -124,5 +129,23 @@ fn an_abandoned_load_is_rejoined_and_gives_its_place_back() {
         drop(world.leader(Load::Yields));
         world.drains();
         assert_eq!(world.flights.stats().abandoned, 0);
+    });
+}
+
+#[test]
+fn a_load_that_is_rejoined_leaves_its_place_to_another() {
+    check_large(|| {
+        let world = World::with(|builder| builder.max_abandoned(1));
+        let gate = Gate::default();
+        drop(world.leader(Load::Waits(gate.clone())));
+        let mut joins = world.caller(Load::Ready);
+        assert!(joins.poll().is_pending());
+        let mut other = world.caller_of(OTHER, Load::Waits(gate.clone()));
+        assert!(other.poll().is_pending());
+        drop(other);
+        gate.open();
+        assert_eq!(joins.answer().unwrap(), 1);
+        world.drains();
+        assert_eq!((world.completed(), world.flights.stats().abandoned), (2, 0));
     });
 }
