@@ -3,7 +3,6 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::future::ready;
-use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use super::stats::Counters;
 use crate::clock::Tick;
 use crate::error::{LoadError, MAX_DURATION};
 use crate::event;
-use crate::flight::{BoxLoad, Flights, KeySource, Plan};
+use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Value};
 use crate::policy::Lifetime;
 
 /// What a flight of a cache brings; nothing if its loader had others to load as well and left it out.
@@ -123,9 +122,9 @@ pub(crate) struct CacheLoad<K, V, E, L> {
 
 impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for CacheLoad<K, V, E, L>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     L: Loader<V, E>,
 {
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
@@ -168,9 +167,9 @@ where
 
 impl<K, V, E> Engine<K, V, E>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
 {
     pub(crate) fn shelf(&self) -> &Shelf<K, V> {
         &self.flights.hook

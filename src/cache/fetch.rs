@@ -1,7 +1,6 @@
 //! One call's way through the cache: look, serve what is good enough, else fly.
 
 use std::borrow::Borrow;
-use std::hash::Hash;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +13,7 @@ use super::generations::Born;
 use super::shelf::{Arrival, Destination, Entry, Shelf};
 use crate::error::LoadError;
 use crate::event::{self, Outcome, StaleReason};
-use crate::flight::{FirstPoll, KeySource, Landed, Role, Run};
+use crate::flight::{Fault, FirstPoll, Key, KeySource, Landed, Role, Run, Value};
 use crate::policy::Freshness;
 
 /// A value and how the call came by it, from
@@ -44,9 +43,9 @@ struct Fallback<V> {
 /// The future of one call. Nothing happens before its first poll.
 pub(crate) struct Fetch<'a, K, V, E, S, L>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
 {
     engine: &'a Arc<Engine<K, V, E>>,
     state: State<'a, K, V, E, S, L>,
@@ -57,9 +56,9 @@ where
 
 enum State<'a, K, V, E, S, L>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
 {
     Look(S, L),
     Fly(CacheRun<'a, K, V, E, S, L>),
@@ -68,17 +67,17 @@ where
 
 impl<K, V, E, S, L> Unpin for Fetch<'_, K, V, E, S, L>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
 {
 }
 
 impl<'a, K, V, E, S, L> Fetch<'a, K, V, E, S, L>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static + Borrow<S::Query>,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
     S: KeySource<K>,
     L: Loader<V, E>,
 {
@@ -216,9 +215,9 @@ where
 
 impl<K, V, E, S, L> Future for Fetch<'_, K, V, E, S, L>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static + Borrow<S::Query>,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
     S: KeySource<K>,
     L: Loader<V, E>,
 {

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
-use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use super::loaded::{LoadContext, Loaded};
 use super::shelf::Entry;
 use crate::error::{LoadError, Panicked};
 use crate::event;
-use crate::flight::Owned;
+use crate::flight::{Fault, Key, Owned, Value};
 use crate::sync::{self, Mutex};
 
 /// What a batch has for one of its keys, and what it took; no value if the loader left the key out.
@@ -63,7 +62,7 @@ pub(super) struct Member<K, V, E> {
 impl<K, V, E> Loader<V, E> for Member<K, V, E>
 where
     V: Send + 'static,
-    E: Send + Sync + 'static,
+    E: Fault,
 {
     type Load = oneshot::Receiver<Part<V, E>>;
 
@@ -93,9 +92,9 @@ where
 
 impl<K, V, E> Batch<K, V, E>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
 {
     fn new() -> Arc<Self> {
         Arc::new(Self(Mutex::new(Boarding { open: false, seats: Vec::new(), refreshes: Vec::new() })))
@@ -160,9 +159,9 @@ async fn fly<K, V, E, Fut>(
     load: Fut,
     mut seats: Vec<Seat<K, V, E>>,
 ) where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
 {
     let governed = async {
@@ -212,9 +211,9 @@ pub(super) async fn fetch_many<K, V, E, F, Fut>(
     load: F,
 ) -> HashMap<K, Result<V, LoadError<E>>>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     F: FnOnce(Vec<K>) -> Fut,
     Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
 {

@@ -16,7 +16,7 @@ use moka::notification::RemovalCause;
 use super::generations::{Born, Generations, Mark};
 use crate::clock::Timeline;
 use crate::error::LoadError;
-use crate::flight::Settle;
+use crate::flight::{Fault, Key, Settle, Value};
 use crate::policy::{EarlyRefresh, Freshness, Lifetime, Times};
 use crate::rng::Random;
 use crate::sync::{Mutex, RandomState};
@@ -116,8 +116,8 @@ impl<K, V> fmt::Debug for Shelf<K, V> {
 
 impl<K, V> Shelf<K, V>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
+    K: Key,
+    V: Value,
 {
     pub(crate) fn new(config: ShelfConfig<K, V>) -> Self {
         let mut store = moka::sync::Cache::builder().max_capacity(config.capacity);
@@ -255,8 +255,8 @@ where
 
 impl<K, V> Shelf<K, V>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
+    K: Key,
+    V: Value,
 {
     fn land<E>(&self, key: &K, result: Result<&Arrival<K, V>, &LoadError<E>>) {
         let arrival = match result {
@@ -281,9 +281,9 @@ where
 
 impl<K, V, E> Settle<K, Arrival<K, V>, E> for Shelf<K, V>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
 {
     fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
         self.land(key, result.as_ref());
@@ -297,9 +297,9 @@ where
 /// A load that was asked for a key and left it out has voided what the shelf has.
 impl<K, V, E> Settle<K, Option<Arrival<K, V>>, E> for Shelf<K, V>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
 {
     fn settle(&self, key: &K, result: &Result<Option<Arrival<K, V>>, LoadError<E>>) {
         match result {

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 use std::time::Duration;
 
+use super::bounds::{Fault, Key, Value};
 use super::lineage::{self, Ancestor};
 use super::plan::{BoxLoad, KeySource};
 use super::stats::Counters;
@@ -223,9 +224,9 @@ impl<K, V, E, H> fmt::Debug for Flights<K, V, E, H> {
 
 impl<K, V, E, H> Flights<K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     pub(crate) fn new(config: FlightConfig, hook: H) -> Arc<Self> {

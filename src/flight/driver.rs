@@ -2,7 +2,6 @@
 
 #[cfg(feature = "cache")]
 use std::borrow::Borrow;
-use std::hash::Hash;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -11,6 +10,7 @@ use std::task::{Context, Poll};
 use pin_project::pin_project;
 use tokio::time::Sleep;
 
+use super::bounds::{Fault, Key, Value};
 use super::core::{Flight, Flights, Landing, Settle, drop_quietly};
 use super::lineage::Scope;
 #[cfg(feature = "cache")]
@@ -27,9 +27,9 @@ type TaskLead<K, V, E, H> = Lead<Arc<Flights<K, V, E, H>>, K, V, E, H>;
 pub(super) struct Lead<C, K, V, E, H>
 where
     C: Deref<Target = Flights<K, V, E, H>>,
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     flights: C,
@@ -40,9 +40,9 @@ where
 impl<C, K, V, E, H> Lead<C, K, V, E, H>
 where
     C: Deref<Target = Flights<K, V, E, H>>,
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     pub(super) fn new(flights: C, flight: Arc<Flight<K, V, E>>) -> Self {
@@ -108,9 +108,9 @@ where
 impl<C, K, V, E, H> Drop for Lead<C, K, V, E, H>
 where
     C: Deref<Target = Flights<K, V, E, H>>,
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
@@ -146,9 +146,9 @@ pub(super) fn depart<K, V, E, H, P>(
     cx: &mut Context<'_>,
 ) -> Departed<K, V, E, P>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
     P: Plan<K, V, E>,
 {
@@ -174,9 +174,9 @@ where
 #[cfg(feature = "cache")]
 impl<K, V, E, H> Flights<K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     /// Starts a load that nobody waits for, unless the key is in flight, the places for such loads are taken or
@@ -210,9 +210,9 @@ where
 #[track_caller]
 fn drive<K, V, E, H>(flights: &Arc<Flights<K, V, E, H>>, lead: Lead<&Flights<K, V, E, H>, K, V, E, H>)
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     let flight = Arc::clone(&lead.flight);
@@ -225,9 +225,9 @@ where
 #[pin_project]
 struct Driver<K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     lead: TaskLead<K, V, E, H>,
@@ -237,9 +237,9 @@ where
 
 impl<K, V, E, H> Future for Driver<K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     type Output = ();

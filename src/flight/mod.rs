@@ -1,5 +1,6 @@
 //! Single-flight: concurrent calls for one key share one run of one loader. Knows no cache.
 
+mod bounds;
 mod builder;
 mod core;
 mod driver;
@@ -20,6 +21,7 @@ pub use stats::FlightStats;
 
 #[cfg(feature = "cache")]
 pub(crate) use self::{
+    bounds::{Fault, Key, Value},
     core::{FlightConfig, Flights, Settle},
     plan::{Borrowed, BoxLoad, KeySource, Owned, Plan},
     run::{Finish, FirstPoll, Landed, Run},

@@ -1,10 +1,10 @@
 //! One caller's way through a flight: lead or join, wait, land.
 
 use std::borrow::Borrow;
-use std::hash::Hash;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::bounds::{Fault, Key, Value};
 use super::core::{Boarding, Flight, Flights, Landing, Settle};
 use super::driver::{Departed, Lead, depart};
 use super::plan::{KeySource, Plan};
@@ -57,9 +57,9 @@ struct Seat<K, V, E> {
 /// to the others.
 pub(crate) struct Run<'a, K, V, E, H, S, P>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     flights: &'a Arc<Flights<K, V, E, H>>,
@@ -72,18 +72,18 @@ where
 // Nothing in it is pinned: the load lives in its own box.
 impl<K, V, E, H, S, P> Unpin for Run<'_, K, V, E, H, S, P>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
 }
 
 impl<'a, K, V, E, H, S, P> Run<'a, K, V, E, H, S, P>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     pub(crate) fn new(flights: &'a Arc<Flights<K, V, E, H>>, source: S, plan: P, first: FirstPoll) -> Self {
@@ -108,9 +108,9 @@ where
 
 impl<K, V, E, H, S, P> Future for Run<'_, K, V, E, H, S, P>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static + Borrow<S::Query>,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
     S: KeySource<K>,
     P: Plan<K, V, E>,
@@ -176,9 +176,9 @@ where
 
 impl<K, V, E, H, S, P> Drop for Run<'_, K, V, E, H, S, P>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
@@ -210,9 +210,9 @@ where
 #[cfg(feature = "cache")]
 pub(crate) struct Watch<'a, K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     flights: &'a Arc<Flights<K, V, E, H>>,
@@ -223,9 +223,9 @@ where
 #[cfg(feature = "cache")]
 impl<K, V, E, H> Flights<K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     /// The ends of all flights under way.
@@ -238,9 +238,9 @@ where
 #[cfg(feature = "cache")]
 impl<K, V, E, H> Future for Watch<'_, K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     type Output = ();
@@ -260,9 +260,9 @@ where
 #[cfg(feature = "cache")]
 impl<K, V, E, H> Drop for Watch<'_, K, V, E, H>
 where
-    K: Hash + Eq + Clone + Send + Sync + 'static,
-    V: Clone + Send + Sync + 'static,
-    E: Send + Sync + 'static,
+    K: Key,
+    V: Value,
+    E: Fault,
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
