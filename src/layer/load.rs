@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::sync::oneshot;
 use tower::util::Oneshot;
-use tower::{BoxError, Service};
 use tracing::Instrument;
 
 use super::address::Address;
 use super::body::GuardBody;
+use super::bounds::{Inner, ResponseBody};
 use super::fill::{Fill, Keep};
 use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
 use super::page::{Page, PageKey, Reply, Signpost, respond_to_leader};
@@ -58,12 +57,9 @@ pub(super) struct PageLoad<S, B, R, X> {
 
 impl<S, B, R> Plan<PageKey, PageArrival, Failure> for PageLoad<S, B, R, S::Error>
 where
-    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
+    S: Inner<B, R>,
     B: Send + 'static,
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
+    R: ResponseBody,
 {
     fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
         let found = self.guard.shelf().find(key)?;
@@ -124,8 +120,7 @@ struct Lander<R, X> {
 
 impl<R, X> Lander<R, X>
 where
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
+    R: ResponseBody,
 {
     async fn land(mut self, call: impl Future<Output = Result<Response<R>, X>>) -> Landing {
         let started = self.guard.shelf().timeline.now();

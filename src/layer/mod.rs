@@ -2,6 +2,7 @@
 
 mod address;
 mod body;
+mod bounds;
 mod builder;
 mod fill;
 mod future;

@@ -12,6 +12,7 @@ use tower::{BoxError, Service};
 
 use super::address::{Address, original_uri};
 use super::body::GuardBody;
+use super::bounds::{Inner, ResponseBody};
 use super::future::{Afterwards, Lifts, Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
 use super::load::PageLoad;
@@ -114,12 +115,9 @@ fn look(guard: &Guarded, parts: &Parts, class: MethodClass, generation: u64, ext
 impl<S> GuardService<S> {
     fn take<B, R>(&self, class: MethodClass, mut parts: Parts, body: B) -> ResponseFuture<S, B, R>
     where
-        S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
+        S: Inner<B, R>,
         B: Body + Send + 'static,
-        R: Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
+        R: ResponseBody,
     {
         let guard = &self.guard;
         let directives = RequestDirectives::parse(&parts.headers);
@@ -202,12 +200,9 @@ impl<S> GuardService<S> {
         asking: Asking<B>,
     ) -> Served<B, R>
     where
-        S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
+        S: Inner<B, R>,
         B: Body + Send + 'static,
-        R: Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
+        R: ResponseBody,
     {
         let guard = &self.guard;
         let freshness = guard.shelf().judge(&entry);
@@ -241,12 +236,9 @@ impl<S> GuardService<S> {
     /// and of its headers only those that the answer may depend on.
     fn refresh<B, R>(&self, mut asking: Asking<B>, stale: Entry<Reply>)
     where
-        S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
+        S: Inner<B, R>,
         B: Body + Send + 'static,
-        R: Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
+        R: ResponseBody,
     {
         let guard = &self.guard;
         let Some(address) = asking.address(guard, MethodClass::Get) else { return };

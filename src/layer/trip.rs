@@ -5,15 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
+use tower::Service;
 use tower::util::Oneshot;
-use tower::{BoxError, Service};
 
 use super::address::Address;
 use super::body::GuardBody;
+use super::bounds::{Inner, ResponseBody};
 use super::guard::Guarded;
 use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply, refusal};
@@ -78,12 +78,9 @@ enum Turn<S, B, R> {
 
 impl<S, B, R> Trip<S, B>
 where
-    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
+    S: Inner<B, R> + Service<Request<B>, Response = Response<R>>,
     B: Body + Send + 'static,
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
+    R: ResponseBody,
 {
     pub(super) async fn fly(self) -> Result<Response<GuardBody<R>>, S::Error> {
         let mut trip = self;
@@ -137,12 +134,9 @@ async fn wait<S, B, R>(
     wait_timeout: Option<std::time::Duration>,
 ) -> Waited<S, B, R, S::Error>
 where
-    S: Service<Request<B>, Response = Response<R>> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
+    S: Inner<B, R>,
     B: Send + 'static,
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
+    R: ResponseBody,
 {
     let mut own = Some(own);
     let mut limit = wait_timeout.map(|limit| Box::pin(tokio::time::sleep(limit)));
