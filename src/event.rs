@@ -52,8 +52,8 @@ impl Outcome {
 }
 
 /// Counts one request, under the name of what became of it.
-#[cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::inline_always))]
-#[cfg_attr(not(feature = "metrics"), inline(always))]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+#[inline]
 pub(crate) fn count_request(outcome: &'static str) {
     #[cfg(feature = "metrics")]
     if outcome == "hit" {
@@ -65,16 +65,15 @@ pub(crate) fn count_request(outcome: &'static str) {
 }
 
 /// Counts one background refresh.
-#[cfg_attr(not(feature = "metrics"), allow(clippy::inline_always))]
-#[cfg_attr(not(feature = "metrics"), inline(always))]
+#[inline]
 pub(crate) fn count_refresh() {
     #[cfg(feature = "metrics")]
     metrics::counter!("stampede_refreshes_total").increment(1);
 }
 
 /// Counts one loader run and its duration.
-#[cfg_attr(not(feature = "metrics"), allow(unused_variables, clippy::inline_always))]
-#[cfg_attr(not(feature = "metrics"), inline(always))]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+#[inline]
 pub(crate) fn count_load(ok: bool, took: Duration) {
     #[cfg(feature = "metrics")]
     {

@@ -42,6 +42,13 @@ pub(crate) struct Lifetime {
     pub(crate) stale_if_error: Duration,
 }
 
+impl Lifetime {
+    /// Without stale windows.
+    pub(crate) const fn fresh_for(ttl: Duration) -> Self {
+        Self { ttl, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO }
+    }
+}
+
 /// The moments of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Times {

@@ -65,11 +65,7 @@ impl<K, V, E> fmt::Debug for StampedeCacheBuilder<K, V, E> {
 impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     pub(super) fn new() -> Self {
         Self {
-            life: Lifetime {
-                ttl: Duration::from_secs(60),
-                stale_while_revalidate: Duration::ZERO,
-                stale_if_error: Duration::ZERO,
-            },
+            life: Lifetime::fresh_for(Duration::from_secs(60)),
             jitter: 0.1,
             early: None,
             soft_timeout: None,

@@ -197,11 +197,13 @@ where
         self.store.insert(key, entry);
     }
 
-    /// Stores `entry` again, whose replacement came to nothing, and puts off the next load of its key.
-    #[cfg(feature = "layer")]
+    /// Stores `entry` again, whose replacement came to nothing, and puts off the next load of its key. Nothing has
+    /// left the cache, so the listener is not told.
     pub(crate) fn put_back(&self, key: K, mut entry: Entry<V>) {
         entry.times = entry.times.failed(self.timeline.now(), self.random.unit());
+        REWRITING.set(true);
         self.store.insert(key, entry);
+        REWRITING.set(false);
     }
 
     pub(crate) fn remove<Q>(&self, key: &Q)
@@ -227,15 +229,11 @@ where
 
     /// Puts off the next load of `key`, if there is a value to serve meanwhile.
     fn back_off(&self, key: &K) {
-        let Some(mut entry) = self.find(key) else { return };
-        let now = self.timeline.now();
-        if entry.times.is_dead(now) {
-            return;
+        if let Some(entry) = self.find(key)
+            && !entry.times.is_dead(self.timeline.now())
+        {
+            self.put_back(key.clone(), entry);
         }
-        entry.times = entry.times.failed(now, self.random.unit());
-        REWRITING.set(true);
-        self.store.insert(key.clone(), entry);
-        REWRITING.set(false);
     }
 
     /// Tells the listener what left. Never called under a lock.

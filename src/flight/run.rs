@@ -39,7 +39,7 @@ pub(crate) struct Landed<V, E, S, P> {
     pub(crate) result: Result<V, LoadError<E>>,
     pub(crate) role: Role,
     /// What the caller brought, if it was not needed.
-    #[cfg_attr(not(feature = "layer"), allow(dead_code))]
+    #[cfg_attr(not(feature = "cache"), allow(dead_code))]
     pub(crate) unused: Option<(S, P)>,
     /// The plan of a leader that found a value and did not load.
     #[cfg_attr(not(feature = "layer"), allow(dead_code))]

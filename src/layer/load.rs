@@ -287,12 +287,7 @@ where
 
     /// Each client runs its own request, and for a while nobody waits to find that out again.
     fn private(&self) -> PageArrival {
-        let life = Lifetime {
-            ttl: HIT_FOR_MISS,
-            stale_while_revalidate: Duration::ZERO,
-            stale_if_error: Duration::ZERO,
-        };
-        let storing = self.storing(life);
+        let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS));
         Arrival { value: Reply::Private, bound_for: Destination::Shelf(storing) }
     }
 
@@ -323,12 +318,8 @@ where
             {
                 self.guard.shelf().remove(&oldest);
             }
-            let life = Lifetime {
-                ttl: SIGNPOST_TTL,
-                stale_while_revalidate: Duration::ZERO,
-                stale_if_error: Duration::ZERO,
-            };
-            places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), self.storing(life)));
+            let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL));
+            places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
         }
         if let Some(life) = verdict.store {
             let VerdictLife { age, fresh_for, stale_while_revalidate, stale_if_error, .. } = life;

@@ -13,7 +13,8 @@ use tower::BoxError;
 use crate::http::headers::strip_personal;
 use crate::sync::{Mutex, OnceLock};
 
-/// Why a body ended early, for all who read it.
+/// Why a body ended early, for all who read it. Its [`source`](std::error::Error::source) is what the handler's body
+/// said, if it said anything.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the response body broke off")]
 pub struct BrokenBody {
@@ -27,12 +28,6 @@ impl BrokenBody {
 
     pub(super) fn unexplained() -> Self {
         Self { source: None }
-    }
-
-    /// What the handler's body said.
-    #[must_use]
-    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
-        self.source.as_deref()
     }
 }
 

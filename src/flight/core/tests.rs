@@ -1,0 +1,126 @@
+use super::super::plan::{Borrowed, Owned};
+use super::*;
+use std::convert::Infallible;
+
+type Numbers = Flights<u64, u64, Infallible, ()>;
+
+fn lead(flights: &Numbers, key: u64) -> Arc<Flight<u64, u64, Infallible>> {
+    match flights.board(&mut Some(Owned(key)), Waker::noop()) {
+        Boarding::Leads(flight) => flight,
+        _ => panic!("{key} is in flight"),
+    }
+}
+
+#[test]
+fn nobody_starts_a_flight_while_it_is_overruled() {
+    let flights = Numbers::new(FlightConfig::default(), ());
+    let old = lead(&flights, 1);
+    let mut writes = 0;
+    flights.overrule(&1, || {
+        writes += 1;
+        assert!(flights.map.get(&1).is_some_and(|linked| Arc::ptr_eq(&linked, &old)), "the key is taken");
+    });
+    assert_eq!((writes, flights.in_flight()), (1, 0));
+    let new = lead(&flights, 1);
+    flights.land(&old, Landing::Abandoned);
+    assert_eq!(flights.in_flight(), 1, "the old flight leaves the new one in its place");
+    flights.land(&new, Landing::Abandoned);
+    assert_eq!(flights.in_flight(), 0);
+    flights.overrule(&1, || writes += 1);
+    assert_eq!(writes, 2);
+}
+
+#[test]
+fn a_flight_that_was_forgotten_or_has_landed_takes_nobody_in() {
+    // As if it had been found in the map just before.
+    let flights = Numbers::new(FlightConfig::default(), ());
+    let (forgotten, over) = (lead(&flights, 1), lead(&flights, 2));
+    assert!(flights.forget(&1));
+    let seat = flights.join(&over, Waker::noop()).ok().flatten().unwrap();
+    assert!(over.keep_waiting(seat, Waker::noop()));
+    flights.land(&over, Landing::Done(Ok(2)));
+    for flight in [&forgotten, &over] {
+        assert!(matches!(flights.join(flight, Waker::noop()), Ok(None)));
+    }
+    assert!(!over.keep_waiting(seat, Waker::noop()), "its wake-up is behind it");
+    flights.land(&forgotten, Landing::Abandoned);
+}
+
+#[test]
+fn a_flight_lands_once() {
+    let flights = Numbers::new(FlightConfig::default(), ());
+    let old = lead(&flights, 1);
+    let seat = flights.join(&old, Waker::noop()).ok().flatten().unwrap();
+    flights.land(&old, Landing::Done(Ok(1)));
+    let new = lead(&flights, 1);
+    assert!(flights.land(&old, Landing::Abandoned).is_some(), "nobody waits for it");
+    assert!(matches!(old.landing(), Some(Landing::Done(Ok(1)))));
+    flights.leave(&old, seat);
+    assert!(flights.close(&old, &mut old.state.lock()).is_none(), "the key is another's");
+    assert_eq!(flights.in_flight(), 1);
+    flights.land(&new, Landing::Abandoned);
+    assert_eq!((flights.in_flight(), flights.unattended.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[test]
+fn only_a_flight_that_is_still_linked_is_stored() {
+    /// Remembers what was stored, and how often it was called without the mutex.
+    #[derive(Default)]
+    struct Store(Mutex<Vec<(u64, u64)>>, AtomicUsize);
+    impl Settle<u64, u64, Infallible> for Store {
+        fn settle(&self, key: &u64, result: &Result<u64, LoadError<Infallible>>) {
+            self.0.lock().push((*key, *result.as_ref().unwrap()));
+        }
+
+        fn settled(&self) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let flights = Flights::new(FlightConfig::default(), Store::default());
+    let lead = || match flights.board(&mut Some(Owned(1)), Waker::noop()) {
+        Boarding::Leads(flight) => flight,
+        _ => panic!("is in flight"),
+    };
+    let forgotten = lead();
+    assert!(flights.forget(&1));
+    let linked = lead();
+    flights.land(&forgotten, Landing::Done(Ok(10)));
+    assert!(flights.hook.0.lock().is_empty());
+    flights.land(&linked, Landing::Done(Ok(20)));
+    assert_eq!(flights.hook.1.load(Ordering::Relaxed), 2, "after each landing");
+    flights.land(&linked, Landing::Done(Ok(30)));
+    assert_eq!(*flights.hook.0.lock(), [(1, 20)]);
+}
+
+#[test]
+fn a_flight_for_nobody_that_was_watched_holds_one_place() {
+    let config = FlightConfig { max_abandoned: 2, ..FlightConfig::default() };
+    let flights = Numbers::new(config, ());
+    let alone = flights.start_unattended(Owned(1)).unwrap();
+    for _ in 0..3 {
+        let seat = alone.watch(Waker::noop()).unwrap();
+        flights.leave(&alone, seat);
+        assert_eq!(flights.unattended.load(Ordering::Relaxed), 1);
+    }
+    flights.land(&alone, Landing::Abandoned);
+    assert_eq!(flights.unattended.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_flight_that_cannot_be_linked_takes_no_place() {
+    let config = FlightConfig { max_in_flight: 1, max_abandoned: 1, ..FlightConfig::default() };
+    let flights = Numbers::new(config, ());
+    let places = |flights: &Numbers| (flights.in_flight(), flights.unattended.load(Ordering::Relaxed));
+    let first = lead(&flights, 1);
+    assert!(flights.start_unattended(Owned(2)).is_none(), "as many keys as there may be");
+    assert!(flights.start_unattended(Owned(1)).is_none(), "in flight already");
+    assert_eq!(places(&flights), (1, 0));
+    assert_eq!(flights.stats().overloaded, 0, "nobody was refused");
+    flights.land(&first, Landing::Abandoned);
+    let alone = flights.start_unattended(Borrowed(&1)).unwrap();
+    assert_eq!(places(&flights), (1, 1));
+    assert!(flights.start_unattended(Owned(2)).is_none(), "as many loads for nobody as there may be");
+    assert_eq!(places(&flights), (1, 1));
+    flights.land(&alone, Landing::Abandoned);
+    assert_eq!(places(&flights), (0, 0));
+}
