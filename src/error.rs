@@ -161,6 +161,23 @@ impl TimedOut {
 }
 
 /// The cap that a call ran into.
+///
+/// ```
+/// use stampede_guard::{LoadError, Overloaded, SingleFlight};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), stampede_guard::ConfigError> {
+/// let flights: SingleFlight<u64, u64> = SingleFlight::builder().max_in_flight(1).build()?;
+/// let slow = || async {
+///     tokio::task::yield_now().await; // the database
+///     Ok(1)
+/// };
+/// let (first, second) = tokio::join!(flights.run(1, slow), flights.run(2, || async { Ok(2) }));
+/// assert_eq!(first.unwrap(), 1);
+/// assert!(matches!(second, Err(LoadError::Overloaded(Overloaded::InFlight { max: 1 }))));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Overloaded {

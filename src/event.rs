@@ -6,6 +6,20 @@ use std::time::Duration;
 use crate::sync::{AtomicU64, Ordering};
 
 /// How a call came by its value.
+///
+/// ```
+/// use stampede_guard::{Loaded, Outcome, StampedeCache};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+/// for expected in [Outcome::Loaded, Outcome::Hit] {
+///     let fetched = cache.get_or_load_with(1, |_| async { Ok(Loaded::new(1)) }).await?;
+///     assert_eq!(fetched.outcome, expected);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {

@@ -22,6 +22,24 @@ use crate::rng::Random;
 use crate::sync::{Mutex, RandomState};
 
 /// Why an entry left the cache.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use stampede_guard::{EvictionCause, StampedeCache};
+///
+/// # fn main() -> Result<(), stampede_guard::ConfigError> {
+/// let left = Arc::new(Mutex::new(Vec::new()));
+/// let seen = Arc::clone(&left);
+/// let cache: StampedeCache<u64, u64> = StampedeCache::builder()
+///     .eviction_listener(move |key, _value, cause| seen.lock().unwrap().push((*key, cause)))
+///     .build()?;
+/// cache.insert(1, 10);
+/// cache.insert(1, 11);
+/// cache.invalidate(&1);
+/// assert_eq!(*left.lock().unwrap(), [(1, EvictionCause::Replaced), (1, EvictionCause::Invalidated)]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EvictionCause {

@@ -4,9 +4,7 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::future::poll_fn;
 use std::hash::Hash;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -285,6 +283,15 @@ where
     }
 
     /// True if [`get`](Self::get) would find a value.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeCache;
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+    /// assert!(!cache.contains_key(&1));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn contains_key<Q>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -295,6 +302,16 @@ where
 
     /// Stores `value`, fresh from now. A load of the key that is under way serves those who wait for it and is
     /// not stored.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeCache;
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+    /// cache.insert(1, 1);
+    /// assert_eq!(cache.get(&1), Some(1));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[allow(clippy::needless_pass_by_value)] // as every map's
     pub fn insert(&self, key: K, value: V) {
         let shelf = self.engine.shelf();
@@ -333,6 +350,17 @@ where
     }
 
     /// Drops every value, and voids the loads under way as [`invalidate`](Self::invalidate) does.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeCache;
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+    /// cache.insert(1, 1);
+    /// cache.invalidate_all();
+    /// assert_eq!(cache.get(&1), None);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn invalidate_all(&self) {
         self.engine.shelf().clear();
         self.engine.flights.forget_all();
@@ -398,15 +426,27 @@ where
     }
 
     /// Ends all loading: from now on a call that would load gets [`LoadError::Cancelled`], and this returns when
-    /// the loads under way have ended. Values that are cached are served on.
+    /// the loads under way have ended. Values that are cached are served on. A load that was invalidated or overruled
+    /// while it ran is not waited for.
+    ///
+    /// ```
+    /// # use stampede_guard::{LoadError, StampedeCache};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let cache: StampedeCache<u64, u64> = StampedeCache::builder().build()?;
+    /// cache.close().await;
+    /// assert!(matches!(cache.get_or_load(1, || async { Ok(1) }).await, Err(LoadError::Cancelled)));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     ///
     /// The cache is closed by the first poll; dropping the future only stops the wait.
     pub async fn close(&self) {
         self.engine.closed.store(true, Ordering::Release);
-        for mut landing in self.engine.flights.landings() {
-            poll_fn(|cx| Pin::new(&mut landing).poll(cx)).await;
+        for landing in self.engine.flights.landings() {
+            landing.await;
         }
     }
 }

@@ -19,6 +19,16 @@ use crate::error::{LoadError, Overloaded};
 use crate::sync::{AbortHandle, Arc, AtomicUsize, Map, Mutex, OnceLock, Ordering};
 
 /// What happens to a load when the last caller that waited for it goes away.
+///
+/// ```
+/// use stampede_guard::{OnAbandon, SingleFlight};
+///
+/// # fn main() -> Result<(), stampede_guard::ConfigError> {
+/// let searches: SingleFlight<String, u64> =
+///     SingleFlight::builder().on_abandon(OnAbandon::Cancel).build()?;
+/// # drop(searches); Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnAbandon {

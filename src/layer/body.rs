@@ -17,6 +17,23 @@ pub(super) type Rest<R> = oneshot::Receiver<Pin<Box<R>>>;
 /// The body of a response that passed a [`StampedeGuard`](crate::StampedeGuard): the handler's own, streamed
 /// through; or one that several clients share, each frame held once.
 ///
+/// A service of one's own around a guarded one names it like this:
+///
+/// ```
+/// use axum::body::Body;
+/// use http::{Request, Response};
+/// use stampede_guard::GuardBody;
+/// use tower::Service;
+///
+/// fn serves<S>(service: S) -> S
+/// where
+///     S: Service<Request<Body>, Response = Response<GuardBody<Body>>>,
+/// {
+///     service
+/// }
+/// # let _ = serves::<stampede_guard::GuardService<axum::routing::Route>>;
+/// ```
+///
 /// Its error is a [`BoxError`]: the handler's own, or a [`BrokenBody`] where a shared body broke off.
 #[pin_project]
 pub struct GuardBody<R>(#[pin] Kind<R>);

@@ -15,6 +15,16 @@ use crate::sync::{Mutex, OnceLock};
 
 /// Why a body ended early, for all who read it. Its [`source`](std::error::Error::source) is what the handler's body
 /// said, if it said anything.
+///
+/// ```
+/// use stampede_guard::BrokenBody;
+/// use tower::BoxError;
+///
+/// fn broke_off(error: &BoxError) -> bool {
+///     error.is::<BrokenBody>()
+/// }
+/// # assert!(!broke_off(&"another".into()));
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the response body broke off")]
 pub struct BrokenBody {

@@ -1,3 +1,5 @@
+//! What the protocol does where the public face cannot see it.
+
 use super::super::plan::{Borrowed, Owned};
 use super::*;
 use std::convert::Infallible;
