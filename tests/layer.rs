@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::get;
 use axum::{Extension, Router};
-use stampede_guard::{ManualClock, StampedeGuard};
+use stampede_guard::{ManualClock, StampedeGuard, StampedeGuardBuilder};
 use support::{Runs, ask, request, settle, text};
 
 #[tokio::test]
@@ -132,4 +132,26 @@ async fn a_write_outdates_what_was_read_before() {
     *post.method_mut() = axum::http::Method::POST;
     ask(&app, post).await;
     assert_eq!(text(ask(&app, request("/")).await).await, "2");
+}
+
+#[test]
+fn a_time_out_of_its_range_is_named_with_the_range_and_nothing_panics() {
+    let refused = |builder: StampedeGuardBuilder| {
+        let refused = builder.build().unwrap_err();
+        assert!(refused.to_string().contains(refused.allowed()), "{refused}");
+        refused.field()
+    };
+    let guard = StampedeGuard::builder;
+    for time in [Duration::ZERO, Duration::MAX] {
+        assert_eq!(refused(guard().ttl(time)), "ttl");
+        assert_eq!(refused(guard().load_timeout(time)), "load_timeout");
+        assert_eq!(refused(guard().wait_timeout(time)), "wait_timeout");
+    }
+    for share in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+        assert_eq!(refused(guard().jitter(share)), "jitter");
+    }
+    assert_eq!(refused(guard().stale_while_revalidate(Duration::MAX)), "stale_while_revalidate");
+    assert_eq!(refused(guard().stale_if_error(Duration::MAX)), "stale_if_error");
+    assert_eq!(refused(guard().max_body_wait(Duration::MAX)), "max_body_wait");
+    assert!(guard().load_timeout(None).wait_timeout(None).max_abandoned(0).build().is_ok());
 }
