@@ -55,6 +55,22 @@ struct Arguments {
     #[arg(long)]
     key_headers_none: bool,
 
+    /// Do not guess how long a response is fresh that says nothing but when it was last changed
+    #[arg(long)]
+    no_heuristics: bool,
+
+    /// A response field whose directives come before those of Cache-Control (RFC 9213)
+    #[arg(long, value_name = "FIELD", default_value = "CDN-Cache-Control")]
+    targeted: String,
+
+    /// Heed the Cache-Control of clients
+    #[arg(long)]
+    honor_clients: bool,
+
+    /// Add Cache-Status to responses, with this name
+    #[arg(long, value_name = "NAME")]
+    cache_status: Option<String>,
+
     /// The share of its lifetime by which a response's freshness is shortened at most, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     jitter: f64,
@@ -62,11 +78,18 @@ struct Arguments {
 
 impl Arguments {
     fn guard(&self) -> Result<StampedeGuard, Failure> {
-        let mut guard: StampedeGuardBuilder = StampedeGuard::builder().jitter(self.jitter);
+        let mut guard: StampedeGuardBuilder = StampedeGuard::builder()
+            .jitter(self.jitter)
+            .heuristic_freshness((!self.no_heuristics).then_some(0.1))
+            .targeted_cache_control(&self.targeted)
+            .honor_client_directives(self.honor_clients);
         guard = match self.ttl {
             Some(seconds) => guard.ttl(Duration::try_from_secs_f64(seconds)?),
             None => guard.coalesce_only(),
         };
+        if let Some(name) = &self.cache_status {
+            guard = guard.cache_status(name);
+        }
         if self.key_headers_none {
             guard = guard.key_headers([]);
         }
@@ -188,7 +211,12 @@ async fn demo(guard: StampedeGuard) -> Result<(), Failure> {
         let (head, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
         let found = (head.status.as_u16(), runs.load(Ordering::Relaxed));
-        println!("GET {path} {header:?}: {} with {} bytes; origin asked {} times", found.0, body.len(), found.1);
+        println!(
+            "GET {path} {header:?}: {} with {} bytes; origin asked {} times",
+            found.0,
+            body.len(),
+            found.1
+        );
         if found != expected {
             return Err(format!("expected status and runs of {expected:?}, got {found:?}").into());
         }

@@ -102,7 +102,7 @@ pub use event::{Outcome, StaleReason};
 pub use flight::{FlightStats, Flown, OnAbandon, Role, SingleFlight, SingleFlightBuilder};
 #[cfg(feature = "layer")]
 pub use layer::{
-    BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, ResponseFuture, StampedeGuard,
+    BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, OnWaitTimeout, ResponseFuture, StampedeGuard,
     StampedeGuardBuilder,
 };
 #[cfg(feature = "cache")]

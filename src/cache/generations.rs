@@ -4,11 +4,9 @@
 //! invalidated later has a higher mark, so the load's result is void however late it comes.
 
 use std::hash::Hash;
+use std::num::NonZero;
 
 use crate::sync::{AtomicU64, Ordering, RandomState};
-
-/// Tags share this many marks. Two tags on one mark cost a reload when either is invalidated, nothing else.
-const MARKS: usize = 4_096;
 
 #[derive(Debug)]
 pub(crate) struct Generations {
@@ -27,11 +25,12 @@ pub(crate) struct Born(u64);
 pub(crate) type Mark = u16;
 
 impl Generations {
-    pub(crate) fn new() -> Self {
+    /// Tags share so many marks. Two tags on one mark cost a reload when either is invalidated, nothing else.
+    pub(crate) fn new(marks: NonZero<u16>) -> Self {
         Self {
             counter: AtomicU64::new(0),
             floor: AtomicU64::new(0),
-            marks: (0..MARKS).map(|_| AtomicU64::new(0)).collect(),
+            marks: (0..marks.get()).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
         }
     }
@@ -42,7 +41,7 @@ impl Generations {
 
     #[allow(clippy::cast_possible_truncation)]
     pub(crate) fn mark_of(&self, tag: impl Hash) -> Mark {
-        (self.hasher.hash_one(tag) % MARKS as u64) as Mark
+        (self.hasher.hash_one(tag) % self.marks.len() as u64) as Mark
     }
 
     /// The number of a mark's last invalidation.
@@ -82,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_load_from_before_is_void_and_one_from_after_is_not() {
-        let generations = Generations::new();
+        let generations = Generations::new(NonZero::new(4_096).unwrap());
         let (red, blue) = (1, 2);
         let before = generations.born();
         assert!(generations.is_valid(before, Some(&[red])));

@@ -8,6 +8,7 @@ use std::borrow::Borrow;
 use std::cell::Cell;
 use std::fmt;
 use std::hash::Hash;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -119,6 +120,8 @@ pub(crate) struct ShelfConfig<K, V> {
     pub(crate) random: Random,
     pub(crate) jitter: f64,
     pub(crate) early: Option<EarlyRefresh>,
+    /// How many marks the tags share.
+    pub(crate) marks: NonZero<u16>,
 }
 
 thread_local! {
@@ -158,7 +161,7 @@ where
         Self {
             store: store.build_with_hasher(RandomState::new()),
             departures,
-            generations: Generations::new(),
+            generations: Generations::new(config.marks),
             timeline: config.timeline,
             random: config.random,
             jitter: config.jitter,

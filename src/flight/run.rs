@@ -96,6 +96,12 @@ where
         self.seat.as_ref().map(|seat| seat.role)
     }
 
+    /// Leaves the flight to the others, and gives back the plan of a caller that did not lead.
+    #[cfg(feature = "layer")]
+    pub(crate) fn leave(mut self) -> Option<P> {
+        self.plan.take()
+    }
+
     fn unused(&mut self) -> Option<(S, P)> {
         self.source.take().zip(self.plan.take())
     }

@@ -142,7 +142,10 @@ mod tests {
             written(CacheStatus { stored: true, ttl: Some(Ttl::Left(secs(5))), ..miss }),
             "shop; fwd=uri-miss; fwd-status=200; ttl=5; stored"
         );
-        assert_eq!(written(CacheStatus { collapsed: true, ..miss }), "shop; fwd=uri-miss; fwd-status=200; collapsed");
+        assert_eq!(
+            written(CacheStatus { collapsed: true, ..miss }),
+            "shop; fwd=uri-miss; fwd-status=200; collapsed"
+        );
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The client's own conditions, evaluated on the result instead of by the handler (RFC 9110 section 13).
 
 use http::header::{
-    CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, LAST_MODIFIED, TRAILER, TRANSFER_ENCODING,
+    CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, TRAILER, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
 
 use crate::http::freshness::single_date;
 use crate::http::syntax::trim_ows;
@@ -21,6 +21,15 @@ impl Conditionals {
 }
 
 impl Conditionals {
+    /// Turns a response that the client has already into a 304, with this for a body.
+    pub(crate) fn apply<B>(&self, response: &mut Response<B>, nothing: impl FnOnce() -> B) {
+        if self.not_modified(response.status(), response.headers()) {
+            reduce_to_304(response.headers_mut());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            *response.body_mut() = nothing();
+        }
+    }
+
     /// Puts the conditions back, for a request that runs for its own client alone.
     pub(crate) fn restore(self, headers: &mut HeaderMap) {
         if let Some(taken) = self.0 {

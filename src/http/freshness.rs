@@ -158,7 +158,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_guess_is_a_share_of_the_time_without_a_change_and_at_most_a_day() {
-        let guess = |lines: &[(&str, &str)]| heuristic_lifetime(&map(lines), 0.1, now()).map(|guess| guess.as_secs());
+        let guess =
+            |lines: &[(&str, &str)]| heuristic_lifetime(&map(lines), 0.1, now()).map(|guess| guess.as_secs());
         assert_eq!(guess(&[("last-modified", &date(-1_000))]), Some(100));
         assert_eq!(guess(&[("last-modified", &date(-1_000)), ("date", &date(-500))]), Some(50));
         assert_eq!(guess(&[("last-modified", &date(-100_000_000))]), Some(86_400));

@@ -98,10 +98,13 @@ mod tests {
 
     #[test]
     fn the_first_field_that_is_valid_counts() {
-        let max_age = |lines: &[(&str, &str)]| of(lines).and_then(|found| found.max_age).map(|age| age.as_secs());
+        let max_age =
+            |lines: &[(&str, &str)]| of(lines).and_then(|found| found.max_age).map(|age| age.as_secs());
         let cdn = ("cdn-cache-control", "max-age=2");
         assert_eq!(max_age(&[cdn, ("shop-cache-control", "max-age=1")]), Some(1));
-        for invalid in ["", "max-age=\"1\"", "max-age=1, &", "max-age =1", "max-age= 1", "Max-Age=1", "max-age"] {
+        for invalid in
+            ["", "max-age=\"1\"", "max-age=1, &", "max-age =1", "max-age= 1", "Max-Age=1", "max-age"]
+        {
             assert_eq!(max_age(&[cdn, ("shop-cache-control", invalid)]), Some(2), "{invalid:?}");
         }
         assert_eq!(of(&[("cache-control", "max-age=1")]), None);

@@ -47,7 +47,8 @@ impl Validators {
 /// 4.3.4). Entity tags are compared weakly: one that turned weak is the same representation.
 pub(crate) fn agrees(stored: &HeaderMap, answer: &HeaderMap) -> bool {
     let same_tag = !answer.contains_key(ETAG)
-        || entity_tag(answer).is_some_and(|(tag, _)| entity_tag(stored).is_some_and(|(known, _)| known == tag));
+        || entity_tag(answer)
+            .is_some_and(|(tag, _)| entity_tag(stored).is_some_and(|(known, _)| known == tag));
     let line = |headers| single(headers, &LAST_MODIFIED).ok().flatten();
     let same_date = !answer.contains_key(LAST_MODIFIED)
         || line(answer).is_some_and(|date| line(stored) == Some(date))
@@ -89,7 +90,8 @@ pub(crate) fn date(headers: &mut HeaderMap, received: SystemTime) {
 /// it tells one (RFC 9111 section 4.3.5).
 pub(crate) fn head_agrees(stored: &HeaderMap, length: Option<u64>, answer: &HeaderMap) -> bool {
     let said = answer.get(CONTENT_LENGTH).map(|said| trim_ows(said.as_bytes()));
-    let same_length = said.is_none_or(|said| length.is_some_and(|length| said == length.to_string().as_bytes()));
+    let same_length =
+        said.is_none_or(|said| length.is_some_and(|length| said == length.to_string().as_bytes()));
     same_length && agrees(stored, answer)
 }
 
@@ -164,15 +166,18 @@ mod tests {
         ]);
         assert_eq!(updated(&stored, &answer, now()), expected);
         let dated = updated(&stored, &map(&[("date", at(-2).as_str()), ("age", "7")]), now());
-        assert_eq!(dated, map(&[
-            ("content-encoding", "gzip"),
-            ("content-length", "5"),
-            ("x", "1"),
-            ("x", "2"),
-            ("y", "1"),
-            ("date", &at(-2)),
-            ("age", "7"),
-        ]));
+        assert_eq!(
+            dated,
+            map(&[
+                ("content-encoding", "gzip"),
+                ("content-length", "5"),
+                ("x", "1"),
+                ("x", "2"),
+                ("y", "1"),
+                ("date", &at(-2)),
+                ("age", "7"),
+            ])
+        );
     }
 
     #[test]
