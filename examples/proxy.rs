@@ -34,8 +34,9 @@ use tokio::net::TcpListener;
 
 /// A caching reverse proxy.
 #[derive(Parser)]
+#[allow(clippy::struct_excessive_bools)] // each is one flag
 struct Arguments {
-    /// Where requests go, for example http://127.0.0.1:8000. Without it a demonstration runs, and ends
+    /// Where requests go, as in `http://127.0.0.1:8000`. Without it a demonstration runs, and ends
     #[arg(long, value_name = "URL")]
     origin: Option<Uri>,
 

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -252,7 +251,6 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             random: Random::new(self.seed),
             jitter: self.jitter,
             early: self.early,
-            marks: MARKS,
         });
         // A semaphore counts no further than this; a limit above it is none.
         let governor = self.max_concurrent_loads.filter(|&loads| loads <= Semaphore::MAX_PERMITS);
@@ -266,8 +264,6 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         }))
     }
 }
-
-const MARKS: NonZero<u16> = NonZero::new(4_096).unwrap();
 
 pub(crate) fn check_life(life: &Lifetime) -> Result<(), ConfigError> {
     check_positive("ttl", life.ttl)?;

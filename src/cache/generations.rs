@@ -4,9 +4,11 @@
 //! invalidated later has a higher mark, so the load's result is void however late it comes.
 
 use std::hash::Hash;
-use std::num::NonZero;
 
 use crate::sync::{AtomicU64, Ordering, RandomState};
+
+/// Tags share this many marks. Two tags on one mark cost a reload when either is invalidated, nothing else.
+const MARKS: usize = 4_096;
 
 #[derive(Debug)]
 pub(crate) struct Generations {
@@ -25,12 +27,11 @@ pub(crate) struct Born(u64);
 pub(crate) type Mark = u16;
 
 impl Generations {
-    /// Tags share so many marks. Two tags on one mark cost a reload when either is invalidated, nothing else.
-    pub(crate) fn new(marks: NonZero<u16>) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             counter: AtomicU64::new(0),
             floor: AtomicU64::new(0),
-            marks: (0..marks.get()).map(|_| AtomicU64::new(0)).collect(),
+            marks: (0..MARKS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
         }
     }
@@ -41,13 +42,7 @@ impl Generations {
 
     #[allow(clippy::cast_possible_truncation)]
     pub(crate) fn mark_of(&self, tag: impl Hash) -> Mark {
-        (self.hasher.hash_one(tag) % self.marks.len() as u64) as Mark
-    }
-
-    /// The number of a mark's last invalidation.
-    #[cfg(feature = "layer")]
-    pub(crate) fn of(&self, mark: Mark) -> u64 {
-        self.marks[usize::from(mark)].load(Ordering::Acquire).max(self.floor.load(Ordering::Acquire))
+        (self.hasher.hash_one(tag) % MARKS as u64) as Mark
     }
 
     pub(crate) fn is_valid(&self, born: Born, marks: Option<&[Mark]>) -> bool {
@@ -81,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_load_from_before_is_void_and_one_from_after_is_not() {
-        let generations = Generations::new(NonZero::new(4_096).unwrap());
+        let generations = Generations::new();
         let (red, blue) = (1, 2);
         let before = generations.born();
         assert!(generations.is_valid(before, Some(&[red])));

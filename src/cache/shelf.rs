@@ -8,7 +8,6 @@ use std::borrow::Borrow;
 use std::cell::Cell;
 use std::fmt;
 use std::hash::Hash;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -120,8 +119,6 @@ pub(crate) struct ShelfConfig<K, V> {
     pub(crate) random: Random,
     pub(crate) jitter: f64,
     pub(crate) early: Option<EarlyRefresh>,
-    /// How many marks the tags share.
-    pub(crate) marks: NonZero<u16>,
 }
 
 thread_local! {
@@ -161,7 +158,7 @@ where
         Self {
             store: store.build_with_hasher(RandomState::new()),
             departures,
-            generations: Generations::new(config.marks),
+            generations: Generations::new(),
             timeline: config.timeline,
             random: config.random,
             jitter: config.jitter,

@@ -1,7 +1,6 @@
 //! Settings of a [`StampedeGuard`].
 
 use std::fmt;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::page::{PageKey, Reply};
 use super::stampede::StampedeGuard;
 use super::stats::Counters;
 use super::uniques::Uniques;
+use super::writes::Writes;
 use crate::cache::{Shelf, ShelfConfig, check_jitter, check_life, check_window};
 use crate::clock::{Clock, Timeline};
 use crate::error::{ConfigError, check_count, check_positive};
@@ -475,7 +475,6 @@ impl StampedeGuardBuilder {
             random: Random::new(self.seed),
             jitter: self.jitter,
             early: None,
-            marks: MARKS,
         });
         let shared = Shared {
             // The time-out of a handler run ends at its response's head, which the flight does not see.
@@ -483,14 +482,12 @@ impl StampedeGuardBuilder {
             counters: Arc::new(Counters::default()),
             uniques: Arc::new(Uniques::default()),
             budget: Budget::new(self.max_stored_bytes),
+            writes: Arc::new(Writes::default()),
             hasher: RandomState::new(),
         };
         Guarded { settings: self.settings, shared }
     }
 }
-
-/// Half a megabyte of them, since each write that succeeds invalidates one.
-const MARKS: NonZero<u16> = NonZero::<u16>::MAX;
 
 /// The bytes of an entry, with what the maps need for it.
 #[allow(clippy::ptr_arg)]

@@ -13,6 +13,7 @@ use super::load::{Failure, PageArrival};
 use super::page::{Page, PageKey, Reply};
 use super::stats::Counters;
 use super::uniques::Uniques;
+use super::writes::Writes;
 use crate::cache::{Entry, Mark, Shelf};
 use crate::flight::Flights;
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
@@ -119,6 +120,7 @@ pub(super) struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) uniques: Arc<Uniques>,
     pub(super) budget: Arc<Budget>,
+    pub(super) writes: Arc<Writes>,
     pub(super) hasher: RandomState,
 }
 
@@ -141,26 +143,24 @@ impl Guarded {
         &self.shared.counters
     }
 
-    /// The marks of a target: on whatever host, and on its own.
-    fn marks(&self, target: &Target<'_>) -> (Mark, Mark) {
+    /// The hashes of a target: on whatever host, and on its own.
+    fn hashes(&self, target: &Target<'_>) -> (u64, u64) {
         let hasher = self.shared.hasher.build_hasher();
-        let (anywhere, there) = hash_target(target.host, target.path_and_query.as_bytes(), hasher);
-        let generations = &self.shelf().generations;
-        (generations.mark_of(anywhere), generations.mark_of(there))
+        hash_target(target.host, target.path_and_query.as_bytes(), hasher)
     }
 
-    /// The number of the last invalidation of a request's target.
+    /// The number of the last invalidation of a request's target. It is part of the key, so that nobody finds or joins
+    /// what is from before.
     pub(super) fn generation(&self, target: &Target<'_>) -> u64 {
-        let (anywhere, there) = self.marks(target);
-        let generations = &self.shelf().generations;
-        generations.of(anywhere).max(generations.of(there))
+        let (anywhere, there) = self.hashes(target);
+        let writes = &self.shared.writes;
+        writes.last(anywhere).max(writes.last(there))
     }
 
     /// Voids what is stored of a target, and what is under way. Without a host, on every host.
     pub(super) fn invalidate(&self, target: &Target<'_>) {
-        let (anywhere, there) = self.marks(target);
-        let mark = if target.host.is_empty() { anywhere } else { there };
-        self.shelf().generations.invalidate(mark);
+        let (anywhere, there) = self.hashes(target);
+        self.shared.writes.note(if target.host.is_empty() { anywhere } else { there });
     }
 
     /// Takes the tags out of a response, and gives their marks.

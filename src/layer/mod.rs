@@ -18,6 +18,7 @@ mod stampede;
 mod stats;
 mod trip;
 mod uniques;
+mod writes;
 
 pub use body::GuardBody;
 pub use builder::StampedeGuardBuilder;

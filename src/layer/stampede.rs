@@ -147,7 +147,7 @@ impl StampedeGuard {
     /// [`tag_header`](StampedeGuardBuilder::tag_header). Handler runs under way that turn out to carry it serve those
     /// who wait for them and are not stored.
     ///
-    /// Takes the same time however much carries the tag. Tags and URLs share 65,535 marks, so others may be dropped
+    /// Takes the same time however much carries the tag. Tags share 4,096 marks, so what carries another may be dropped
     /// along with it, at the price of a handler run.
     pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
         let generations = &self.guard.shelf().generations;
