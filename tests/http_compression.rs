@@ -1,7 +1,6 @@
 //! The guard beside tower-http's `CompressionLayer`, on either side of it: `Content-Encoding` is part of what is stored,
 //! and nobody gets an encoding that it did not ask for.
 
-#[allow(dead_code)]
 mod support;
 
 use std::io::Read;

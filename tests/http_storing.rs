@@ -175,13 +175,10 @@ async fn section_5_1_age_counts_if_it_is_a_number() {
     assert_eq!(served_for(&[("cache-control", "max-age=10"), ("age", "4"), ("age", "9")]).await, 6);
     assert_eq!(served_for(&[("cache-control", "max-age=10"), ("age", "4, 9")]).await, 6);
     for none in ["abc", "-5", "5.0", "5s", "5;x=1"] {
-        let site = Site::new(
-            |builder| builder.coalesce_only(),
-            move |call: Call| {
-                let headers = [("cache-control", "max-age=3"), ("age", none)];
-                std::future::ready(answer(200, &headers, call.run.to_string()))
-            },
-        );
+        let site = Site::new(StampedeGuardBuilder::coalesce_only, move |call: Call| {
+            let headers = [("cache-control", "max-age=3"), ("age", none)];
+            std::future::ready(answer(200, &headers, call.run.to_string()))
+        });
         assert!(stores(&site).await, "{none}");
     }
 }
@@ -193,7 +190,7 @@ async fn section_4_2_3_date_tells_the_age_of_what_came_a_long_way() {
         let headers = [("cache-control", "max-age=60"), ("date", ago.as_str())];
         std::future::ready(answer(200, &headers, call.run.to_string()))
     };
-    let site = Site::new(|builder| builder.coalesce_only(), old);
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, old);
     site.ask(get("/")).await;
     site.clock.advance(secs(25));
     let got = site.ask(get("/")).await;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::Response;
 use site::{Call, Site, all, answer, bodies, data, frames, get, head, request, secs, until, with};
+use stampede_guard::StampedeGuardBuilder;
 use tokio::sync::Barrier;
 
 const TAG: (&str, &str) = ("etag", "\"v1\"");
@@ -19,20 +20,16 @@ fn confirming(
     first: &'static [(&'static str, &'static str)],
     confirmed: &'static [(&'static str, &'static str)],
 ) -> Site {
-    Site::new(
-        |builder| builder.coalesce_only(),
-        move |call: Call| {
-            let asks = ["if-none-match", "if-modified-since"]
-                .iter()
-                .any(|name| call.parts.headers.contains_key(*name));
-            let body = call.run.to_string();
-            std::future::ready(if asks {
-                answer(304, confirmed, Body::empty())
-            } else {
-                answer(200, first, body)
-            })
-        },
-    )
+    Site::new(StampedeGuardBuilder::coalesce_only, move |call: Call| {
+        let asks =
+            ["if-none-match", "if-modified-since"].iter().any(|name| call.parts.headers.contains_key(*name));
+        let body = call.run.to_string();
+        std::future::ready(if asks {
+            answer(304, confirmed, Body::empty())
+        } else {
+            answer(200, first, body)
+        })
+    })
 }
 
 #[tokio::test]
@@ -56,20 +53,17 @@ async fn section_4_3_1_a_stale_response_is_asked_about_with_both_validators() {
 #[tokio::test]
 async fn section_4_3_1_each_validator_does_alone_and_without_one_nobody_asks() {
     for validator in [TAG, MODIFIED] {
-        let site = Site::new(
-            |builder| builder.coalesce_only(),
-            move |call: Call| {
-                let asks =
-                    !call.header("if-none-match").is_empty() || !call.header("if-modified-since").is_empty();
-                let headers = [("cache-control", "max-age=5"), validator];
-                let status = if asks { 304 } else { 200 };
-                std::future::ready(answer(
-                    status,
-                    &headers,
-                    if asks { String::new() } else { call.run.to_string() },
-                ))
-            },
-        );
+        let site = Site::new(StampedeGuardBuilder::coalesce_only, move |call: Call| {
+            let asks =
+                !call.header("if-none-match").is_empty() || !call.header("if-modified-since").is_empty();
+            let headers = [("cache-control", "max-age=5"), validator];
+            let status = if asks { 304 } else { 200 };
+            std::future::ready(answer(
+                status,
+                &headers,
+                if asks { String::new() } else { call.run.to_string() },
+            ))
+        });
         site.ask(get("/")).await;
         site.clock.advance(secs(6));
         assert_eq!((site.ask(get("/")).await.body.as_str(), site.runs()), ("1", 2), "{validator:?}");
@@ -100,7 +94,7 @@ async fn section_4_3_1_the_clients_own_conditions_do_not_reach_the_origin() {
 #[tokio::test]
 async fn section_4_3_3_a_new_response_takes_the_place_of_the_stale_one() {
     let site =
-        Site::new(|builder| builder.coalesce_only(), site::numbered([("cache-control", "max-age=5"), TAG]));
+        Site::new(StampedeGuardBuilder::coalesce_only, site::numbered([("cache-control", "max-age=5"), TAG]));
     site.ask(get("/")).await;
     site.clock.advance(secs(6));
     assert_eq!(site.ask(get("/")).await.body, "2");
@@ -109,16 +103,13 @@ async fn section_4_3_3_a_new_response_takes_the_place_of_the_stale_one() {
 
 #[tokio::test]
 async fn section_4_3_3_a_herd_on_a_stale_page_is_one_question() {
-    let site = Site::new(
-        |builder| builder.coalesce_only(),
-        |call: Call| async move {
-            if call.run == 1 {
-                return answer(200, &[("cache-control", "max-age=5"), TAG], "page");
-            }
-            call.gate().await;
-            answer(304, &[("cache-control", "max-age=5")], Body::empty())
-        },
-    );
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| async move {
+        if call.run == 1 {
+            return answer(200, &[("cache-control", "max-age=5"), TAG], "page");
+        }
+        call.gate().await;
+        answer(304, &[("cache-control", "max-age=5")], Body::empty())
+    });
     site.ask(get("/")).await;
     site.clock.advance(secs(6));
     let leader = site.lead(get("/")).await;
@@ -188,17 +179,14 @@ async fn section_4_3_4_a_304_about_something_else_updates_nothing() {
 #[tokio::test]
 async fn section_4_3_4_a_304_may_end_sharing() {
     for end in [("set-cookie", "session=1"), ("cache-control", "private"), ("cache-control", "no-store")] {
-        let site = Site::new(
-            |builder| builder.coalesce_only(),
-            move |call: Call| {
-                let first = [("cache-control", "max-age=5"), TAG];
-                std::future::ready(match call.run {
-                    1 => answer(200, &first, "1"),
-                    2 => answer(304, &[end], Body::empty()),
-                    run => answer(200, &first, run.to_string()),
-                })
-            },
-        );
+        let site = Site::new(StampedeGuardBuilder::coalesce_only, move |call: Call| {
+            let first = [("cache-control", "max-age=5"), TAG];
+            std::future::ready(match call.run {
+                1 => answer(200, &first, "1"),
+                2 => answer(304, &[end], Body::empty()),
+                run => answer(200, &first, run.to_string()),
+            })
+        });
         site.ask(get("/")).await;
         site.clock.advance(secs(6));
         let got = site.ask(get("/")).await;
@@ -265,21 +253,18 @@ async fn a_variant_is_asked_about_with_its_own_validator() {
 
 #[tokio::test]
 async fn a_body_that_is_not_there_yet_is_not_asked_about() {
-    let site = Site::new(
-        |builder| builder.coalesce_only(),
-        |call: Call| async move {
-            let headers = [("cache-control", "max-age=5"), TAG, ("content-length", "3")];
-            if call.run > 1 {
-                return answer(200, &headers, "new");
-            }
-            let (pipe, body) = frames(Some(3));
-            pipe.send(data("ol")).unwrap();
-            tokio::spawn(async move {
-                pipe.closed().await;
-            });
-            answer(200, &headers, body)
-        },
-    );
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| async move {
+        let headers = [("cache-control", "max-age=5"), TAG, ("content-length", "3")];
+        if call.run > 1 {
+            return answer(200, &headers, "new");
+        }
+        let (pipe, body) = frames(Some(3));
+        pipe.send(data("ol")).unwrap();
+        tokio::spawn(async move {
+            pipe.closed().await;
+        });
+        answer(200, &headers, body)
+    });
     let first = site.response(get("/")).await;
     site.clock.advance(secs(6));
     assert_eq!(site.ask(get("/")).await.body, "new");
@@ -303,19 +288,16 @@ async fn section_5_2_2_4_no_cache_is_reused_on_the_origins_word_alone() {
 #[tokio::test]
 async fn section_5_2_2_4_no_cache_pages_are_checked_all_at_once() {
     let all_there = Arc::new(Barrier::new(50));
-    let site = Site::new(
-        |builder| builder.coalesce_only(),
-        move |call: Call| {
-            let all_there = Arc::clone(&all_there);
-            async move {
-                if call.run == 1 {
-                    return answer(200, &[("cache-control", "no-cache"), TAG], "page");
-                }
-                all_there.wait().await;
-                answer(304, &[("cache-control", "no-cache")], Body::empty())
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, move |call: Call| {
+        let all_there = Arc::clone(&all_there);
+        async move {
+            if call.run == 1 {
+                return answer(200, &[("cache-control", "no-cache"), TAG], "page");
             }
-        },
-    );
+            all_there.wait().await;
+            answer(304, &[("cache-control", "no-cache")], Body::empty())
+        }
+    });
     site.ask(get("/")).await;
     let got = all((0..50).map(|_| site.start(get("/"))).collect()).await;
     assert!(bodies(&got).iter().all(|body| *body == "page"));
@@ -324,16 +306,13 @@ async fn section_5_2_2_4_no_cache_pages_are_checked_all_at_once() {
 
 #[tokio::test]
 async fn section_5_2_2_4_a_no_cache_page_that_changed_takes_the_place_of_the_old() {
-    let site = Site::new(
-        |builder| builder.coalesce_only(),
-        |call: Call| {
-            let tag = if call.run < 3 { "\"v1\"" } else { "\"v3\"" };
-            let headers = [("cache-control", "no-cache"), ("etag", tag)];
-            let same = call.header("if-none-match") == tag;
-            let (status, body) = if same { (304, String::new()) } else { (200, call.run.to_string()) };
-            std::future::ready(answer(status, &headers, body))
-        },
-    );
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| {
+        let tag = if call.run < 3 { "\"v1\"" } else { "\"v3\"" };
+        let headers = [("cache-control", "no-cache"), ("etag", tag)];
+        let same = call.header("if-none-match") == tag;
+        let (status, body) = if same { (304, String::new()) } else { (200, call.run.to_string()) };
+        std::future::ready(answer(status, &headers, body))
+    });
     for expected in ["1", "1", "3", "3", "3"] {
         assert_eq!(site.ask(get("/")).await.body, expected);
     }
@@ -341,14 +320,11 @@ async fn section_5_2_2_4_a_no_cache_page_that_changed_takes_the_place_of_the_old
 
 #[tokio::test]
 async fn section_4_3_5_a_head_freshens_what_is_stored() {
-    let site = Site::new(
-        |builder| builder.coalesce_only(),
-        |call: Call| {
-            let kind = if call.parts.method == "HEAD" { "head" } else { "get" };
-            let headers = [("cache-control", "max-age=5"), TAG, ("x-kind", kind)];
-            std::future::ready(answer(200, &headers, call.run.to_string()))
-        },
-    );
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| {
+        let kind = if call.parts.method == "HEAD" { "head" } else { "get" };
+        let headers = [("cache-control", "max-age=5"), TAG, ("x-kind", kind)];
+        std::future::ready(answer(200, &headers, call.run.to_string()))
+    });
     site.ask(get("/")).await;
     site.clock.advance(secs(6));
     assert_eq!(site.ask(head("/")).await.header("x-kind"), Some("head"));
@@ -359,17 +335,14 @@ async fn section_4_3_5_a_head_freshens_what_is_stored() {
 #[tokio::test]
 async fn section_4_3_5_a_head_that_tells_of_another_response_voids_what_is_stored() {
     for other in [("etag", "\"v2\""), ("content-length", "77")] {
-        let site = Site::new(
-            |builder| builder.coalesce_only(),
-            move |call: Call| {
-                let stored = [("cache-control", "max-age=5, stale-if-error=60"), TAG];
-                let is_head = call.parts.method == "HEAD";
-                let headers = if is_head { [stored[0], other] } else { stored };
-                let status = if call.run > 2 { 500 } else { 200 };
-                let body = if is_head { String::new() } else { call.run.to_string() };
-                std::future::ready(answer(status, &headers, body))
-            },
-        );
+        let site = Site::new(StampedeGuardBuilder::coalesce_only, move |call: Call| {
+            let stored = [("cache-control", "max-age=5, stale-if-error=60"), TAG];
+            let is_head = call.parts.method == "HEAD";
+            let headers = if is_head { [stored[0], other] } else { stored };
+            let status = if call.run > 2 { 500 } else { 200 };
+            let body = if is_head { String::new() } else { call.run.to_string() };
+            std::future::ready(answer(status, &headers, body))
+        });
         site.ask(get("/")).await;
         site.clock.advance(secs(6));
         site.ask(head("/")).await;
@@ -379,19 +352,16 @@ async fn section_4_3_5_a_head_that_tells_of_another_response_voids_what_is_store
 
 #[tokio::test]
 async fn a_write_voids_what_a_question_confirms() {
-    let site = Site::new(
-        |builder| builder.coalesce_only(),
-        |call: Call| async move {
-            match (call.run, call.parts.method.as_str()) {
-                (2, _) => {
-                    call.gate().await;
-                    answer(304, &[("cache-control", "max-age=60")], Body::empty())
-                }
-                (_, "POST") => answer(200, &[], ""),
-                (run, _) => answer(200, &[("cache-control", "max-age=5"), TAG], run.to_string()),
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| async move {
+        match (call.run, call.parts.method.as_str()) {
+            (2, _) => {
+                call.gate().await;
+                answer(304, &[("cache-control", "max-age=60")], Body::empty())
             }
-        },
-    );
+            (_, "POST") => answer(200, &[], ""),
+            (run, _) => answer(200, &[("cache-control", "max-age=5"), TAG], run.to_string()),
+        }
+    });
     site.ask(get("/")).await;
     site.clock.advance(secs(6));
     let asks = site.lead(get("/")).await;

@@ -24,6 +24,9 @@ use crate::http::origin::Target;
 /// `Cookie` or a body go straight through, and so does everything but GET and HEAD. A response with `Set-Cookie`,
 /// `private`, `no-store` or `no-cache` goes to nobody but the client whose request it answers.
 ///
+/// A stale response with a validator is asked about, and a 304 makes it fresh again; conditional requests and single
+/// ranges are answered from the store. The guard's own conditions are the only ones that a handler sees.
+///
 /// What it cannot see is an identity that is not in the request's headers: in its extensions, set by an outer layer;
 /// in the connection, as with client certificates or peer addresses; in `x-forwarded-for`. Nor does it know that a
 /// URL answers differently each time, or that a client has to read its own write within two seconds. For those:
