@@ -305,6 +305,33 @@ async fn section_5_2_2_4_no_cache_pages_are_checked_all_at_once() {
 }
 
 #[tokio::test]
+async fn section_5_2_2_4_a_herd_that_finds_the_mark_expired_asks_too() {
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| async move {
+        if call.run == 1 {
+            return answer(200, &[("cache-control", "no-cache"), TAG], "page");
+        }
+        if call.run == 2 {
+            call.gate().await;
+        }
+        let asks = !call.header("if-none-match").is_empty();
+        answer(
+            if asks { 304 } else { 200 },
+            &[("cache-control", "no-cache")],
+            if asks { "" } else { "asked nothing" },
+        )
+    });
+    site.ask(get("/")).await;
+    site.clock.advance(secs(11));
+    let leader = site.lead(get("/")).await;
+    let herd = site.follow((0..49).map(|_| get("/"))).await;
+    site.open(1);
+    let mut got = all(herd).await;
+    got.extend(all(vec![leader]).await);
+    assert!(got.iter().all(|got| got.body == "page"));
+    assert_eq!(site.runs(), 51);
+}
+
+#[tokio::test]
 async fn section_5_2_2_4_a_no_cache_page_that_changed_takes_the_place_of_the_old() {
     let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| {
         let tag = if call.run < 3 { "\"v1\"" } else { "\"v3\"" };

@@ -43,6 +43,10 @@ impl Conditionals {
 pub(crate) fn take_conditionals(headers: &mut HeaderMap) -> Conditionals {
     let mut taken = None;
     for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+        // An entry makes room for itself, whether or not it is filled.
+        if !headers.contains_key(&name) {
+            continue;
+        }
         if let http::header::Entry::Occupied(lines) = headers.entry(&name) {
             let taken: &mut Box<HeaderMap> = taken.get_or_insert_default();
             for line in lines.remove_entry_mult().1 {

@@ -89,8 +89,10 @@ where
                 Poll::Ready(Ok(response.take().expect("polled after it was ready")))
             }
             KindProjection::Pass { call, afterwards, .. } => {
-                let mut response = ready!(call.poll(cx))?;
-                if let Some(afterwards) = afterwards.take() {
+                let response = ready!(call.poll(cx));
+                let afterwards = afterwards.take();
+                let mut response = response?;
+                if let Some(afterwards) = afterwards {
                     afterwards.after(&mut response);
                 }
                 Poll::Ready(Ok(response.map(GuardBody::own)))

@@ -371,7 +371,7 @@ where
         let places = self.places(&page, verdict);
         let bound_for =
             if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places.into()) };
-        let value = if is_shared { Reply::Page(page, reader) } else { Reply::Private };
+        let value = if is_shared { Reply::Page(page, reader) } else { Reply::Checked(page) };
         Arrival { value, bound_for }
     }
 

@@ -14,6 +14,7 @@ use tower::util::Oneshot;
 use super::address::Address;
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
+use super::check::check;
 use super::guard::{Guarded, OnWaitTimeout};
 use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply, refusal};
@@ -100,8 +101,10 @@ impl<S, B> Trip<S, B> {
 
 /// What a landing means for one request.
 #[allow(clippy::large_enum_variant)]
-enum Turn<S, B, R> {
+enum Turn<S, B, R, X> {
     Answer(Response<GuardBody<R>>),
+    /// Asks for itself whether what is stored still holds.
+    Check(Box<PageLoad<S, B, R, X>>, Conditionals),
     /// Runs for itself.
     Alone(Alone<S, B>),
     /// Boards again, under another key.
@@ -130,6 +133,11 @@ where
             match waiting.turn(landed, joins_only) {
                 Turn::Answer(response) => return Ok(response),
                 Turn::Alone(alone) => return alone.run().await,
+                Turn::Check(load, conditionals) => {
+                    let mut response = check(*load).await?;
+                    conditionals.apply(&mut response, GuardBody::left_out);
+                    return Ok(response);
+                }
                 Turn::Again(again) => trip = again,
             }
         }
@@ -246,12 +254,15 @@ impl Waiting {
         refusal(status)
     }
 
-    fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R> {
+    fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R, X> {
         let load = landed.unused.map(|(_, load)| load).or(landed.spared);
         match (landed.result, load) {
             (Ok(arrival), Some(load)) => match arrival.value {
                 Reply::Page(page, _reader) => self.page(&page, load, joined_only),
                 Reply::Varies(signpost) => self.again(load, &signpost.spec),
+                Reply::Checked(page) if !joined_only && page.key == self.address.key => {
+                    self.check(&page, load)
+                }
                 Reply::Private | Reply::Checked(_) => Turn::Alone(self.back(load).alone()),
             },
             // A leader whose own response was lost on the way: its page serves.
@@ -269,7 +280,7 @@ impl Waiting {
         role: Role,
         load: Option<PageLoad<S, B, R, X>>,
         joined_only: bool,
-    ) -> Turn<S, B, R> {
+    ) -> Turn<S, B, R, X> {
         let status = match (error, load) {
             // There was no GET to join.
             (LoadError::Cancelled, Some(load)) if joined_only => return Turn::Again(self.back(load)),
@@ -301,7 +312,12 @@ impl Waiting {
     }
 
     /// The page, if this request may have it: what its `Vary` names may not be in the key yet.
-    fn page<S, B, R, X>(self, page: &Page, load: PageLoad<S, B, R, X>, joined_only: bool) -> Turn<S, B, R> {
+    fn page<S, B, R, X>(
+        self,
+        page: &Page,
+        load: PageLoad<S, B, R, X>,
+        joined_only: bool,
+    ) -> Turn<S, B, R, X> {
         if page.spec == self.address.spec {
             return Turn::Answer(self.answer(page));
         }
@@ -316,8 +332,16 @@ impl Waiting {
         self.again(load, &page.spec)
     }
 
+    /// The request by itself, about the page that is stored under its key if it is that one still.
+    fn check<S, B, R, X>(self, page: &Page, load: PageLoad<S, B, R, X>) -> Turn<S, B, R, X> {
+        self.guard.counters().unshared.add();
+        count_request("unshared");
+        let stale = self.guard.shelf().find(&page.key);
+        Turn::Check(Box::new(PageLoad { stale, ..load }), self.conditionals)
+    }
+
     /// Another turn, under the key with the headers of `spec` in it.
-    fn again<S, B, R, X>(mut self, load: PageLoad<S, B, R, X>, spec: &VarySpec) -> Turn<S, B, R> {
+    fn again<S, B, R, X>(mut self, load: PageLoad<S, B, R, X>, spec: &VarySpec) -> Turn<S, B, R, X> {
         let (parts, body) = load.request.into_parts();
         let key = self.address.under(&self.guard.settings.rule, &parts, spec);
         let load = PageLoad { request: Request::from_parts(parts, body), ..load };
