@@ -47,8 +47,12 @@ pub(crate) fn hash_target<H: Hasher + Clone>(
     let anywhere = hasher.clone().finish();
     let host = bare_host(host, None);
     hasher.write_usize(host.len());
-    for byte in host {
-        hasher.write_u8(byte.to_ascii_lowercase());
+    let mut lower = [0; 32];
+    for part in host.chunks(lower.len()) {
+        let lower = &mut lower[..part.len()];
+        lower.copy_from_slice(part);
+        lower.make_ascii_lowercase();
+        hasher.write(lower);
     }
     (anywhere, hasher.finish())
 }

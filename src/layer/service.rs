@@ -23,7 +23,7 @@ use crate::cache::Entry;
 use crate::event::count_request;
 use crate::flight::Owned;
 use crate::http::cache_control::RequestDirectives;
-use crate::http::cache_status::{CacheStatus, Forward, Ttl};
+use crate::http::cache_status::{CacheStatus, Forward};
 use crate::http::conditional::{Conditionals, take_conditionals};
 use crate::http::eligible::{Eligibility, PassReason, classify, is_safe};
 use crate::http::key::{KeyInput, MethodClass};
@@ -153,12 +153,12 @@ impl<S> GuardService<S> {
         let found = look(guard, &parts, MethodClass::Get, generation, &extra).and_then(|found| found.entry);
         if let Some(entry) = found
             && let Reply::Page(page, _) = &entry.value
-            && matches!(guard.shelf().judge(&entry), Freshness::Fresh | Freshness::Stale { .. })
+            && let freshness @ (Freshness::Fresh | Freshness::Stale { .. }) = guard.shelf().judge(&entry)
             && self.suits(&entry, page, &directives)
             && let Some(mut response) =
                 page.respond_in_part(&parts.headers, &conditionals, &guard.shelf().timeline)
         {
-            self.count_served(&entry, response.headers_mut());
+            self.count_served(&entry, freshness, response.headers_mut());
             return ResponseFuture::ready(response);
         }
         if directives.only_if_cached {
@@ -185,9 +185,9 @@ impl<S> GuardService<S> {
     }
 
     /// Counts an answer from the store, and tells the client that it is one.
-    fn count_served(&self, entry: &Entry<Reply>, headers: &mut HeaderMap) {
+    fn count_served(&self, entry: &Entry<Reply>, freshness: Freshness, headers: &mut HeaderMap) {
         let guard = &self.guard;
-        if matches!(guard.ttl(entry), Ttl::Left(_)) {
+        if matches!(freshness, Freshness::Fresh | Freshness::RefreshEarly) {
             guard.counters().hits.add();
             count_request("hit");
         } else {
@@ -340,7 +340,7 @@ impl<S> GuardService<S> {
             _ => {}
         }
         let mut response = page.respond(class, &asking.conditionals, &guard.shelf().timeline);
-        self.count_served(&entry, response.headers_mut());
+        self.count_served(&entry, freshness, response.headers_mut());
         let due = matches!(freshness, Freshness::RefreshEarly | Freshness::Stale { refresh: true });
         if due && class == MethodClass::Get && !asking.facts.principal_in_key {
             self.refresh(asking, entry);
