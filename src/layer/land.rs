@@ -14,34 +14,32 @@ use super::address::Address;
 use super::body::GuardBody;
 use super::bounds::ResponseBody;
 use super::budget::Room;
-use super::fill::{Fill, Keep};
-use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
+use super::fill::Fill;
+use super::guard::Guarded;
 use super::load::{Failure, Landing, Own, PageArrival};
-use super::page::{Page, PageKey, Reply, Signpost, respond_to_leader};
+use super::page::{Page, Reply, respond_to_leader};
 use super::recording::{End, Reader, Recording};
-use crate::cache::{Arrival, Born, Destination, Entry, Mark, Storing};
+use crate::cache::{Arrival, Born, Destination, Entry, Mark};
 use crate::clock::Timeline;
 use crate::error::{LoadError, TimedOut};
 use crate::http::cache_status::{CacheStatus, Ttl};
-use crate::http::conditional::Conditionals;
 use crate::http::headers::strip_hop_by_hop;
 use crate::http::key::MethodClass;
 use crate::http::validate;
-use crate::http::verdict::{self, Lifetime as VerdictLife, RequestFacts, Share, Verdict};
-use crate::policy::Lifetime;
+use crate::http::verdict::{self, RequestFacts, Share, Verdict};
 
 /// Makes a landing of a response.
 pub(super) struct Lander<R, X> {
-    guard: Arc<Guarded>,
-    facts: RequestFacts,
-    address: Address,
+    pub(super) guard: Arc<Guarded>,
+    pub(super) facts: RequestFacts,
+    pub(super) address: Address,
     asked: http::request::Parts,
-    stale: Option<Entry<Reply>>,
+    pub(super) stale: Option<Entry<Reply>>,
     /// What the request asks about, with conditions of the guard's own.
     asks_about: Option<Arc<Page>>,
     leader: Option<oneshot::Sender<Own<R, X>>>,
-    born: Born,
-    cost: Duration,
+    pub(super) born: Born,
+    pub(super) cost: Duration,
 }
 
 /// `None` if the future was dropped because it took too long.
@@ -86,7 +84,7 @@ where
     }
 
     /// A leader that has gone away takes its response with it.
-    fn tell_leader(&mut self, own: Own<R, X>) {
+    pub(super) fn tell_leader(&mut self, own: Own<R, X>) {
         if let Some(leader) = self.leader.take() {
             let _ = leader.send(own);
         }
@@ -142,7 +140,7 @@ where
     }
 
     /// What others get of a response with these headers. `None` if their key is too long.
-    fn page_of(
+    pub(super) fn page_of(
         &self,
         status: StatusCode,
         headers: HeaderMap,
@@ -172,7 +170,7 @@ where
     }
 
     /// What became of the leader's request.
-    fn status(&self, status: StatusCode, verdict: &Verdict, is_kept: bool) -> CacheStatus {
+    pub(super) fn status(&self, status: StatusCode, verdict: &Verdict, is_kept: bool) -> CacheStatus {
         let why = self.guard.why(self.stale.as_ref(), &self.address.spec);
         let is_head = self.address.class == MethodClass::Head;
         let ttl = verdict.store.map(|life| match life.fresh_for.checked_sub(life.age) {
@@ -181,69 +179,6 @@ where
         });
         let stored = is_kept && (verdict.store.is_some() || verdict.check) && !is_head;
         CacheStatus { stored, ttl, ..CacheStatus::forwarded(why, status) }
-    }
-
-    /// The origin says that what is stored still holds: it serves on, with what the answer says anew (RFC 9111 section
-    /// 4.3.4).
-    fn confirmed(mut self, page: &Arc<Page>, mut head: Head, tags: Option<Arc<[Mark]>>) -> PageArrival {
-        strip_hop_by_hop(&mut head.headers);
-        if !validate::agrees(&page.headers, &head.headers) {
-            // It confirms what it was asked about and names something else: good for those who wait, no longer.
-            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.timeline())));
-            let value = if let Some(Entry { value: Reply::Page(..), .. }) = &self.stale {
-                Reply::Page(Arc::clone(page), None)
-            } else {
-                Reply::Private
-            };
-            return Arrival { value, bound_for: Destination::WaitersOnly };
-        }
-        let now = SystemTime::now();
-        let headers = validate::updated(&page.headers, &head.headers, now);
-        let verdict = verdict::judge(self.facts, page.status, &headers, &self.guard.settings.policy, now);
-        let tags = tags.or_else(|| page.tags.clone());
-        let Some(fresh) = self.page_of(page.status, headers, &page.recording, &verdict, tags) else {
-            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.timeline())));
-            return self.private();
-        };
-        let mut own = fresh.respond(MethodClass::Get, &Conditionals::default(), self.timeline());
-        self.guard.tell(own.headers_mut(), || self.status(head.status, &verdict, true));
-        self.tell_leader(Ok(own));
-        self.kept(fresh, None, &verdict)
-    }
-
-    /// The answer to a HEAD may be news of what is stored for GET (RFC 9111 section 4.3.5).
-    fn heard_of_stored(&self, status: StatusCode, answer: &HeaderMap, now: SystemTime) {
-        let Some(Entry { value: Reply::Page(page, _), .. }) = &self.stale else { return };
-        let shelf = self.guard.shelf();
-        let is_there = shelf
-            .find(&page.key)
-            .is_some_and(|entry| entry.value.page().is_some_and(|there| Arc::ptr_eq(there, page)));
-        if status != page.status || status != StatusCode::OK || !is_there || self.facts.no_store {
-            return;
-        }
-        let headers = validate::updated(&page.headers, answer, now);
-        let verdict = verdict::judge(self.facts, status, &headers, &self.guard.settings.policy, now);
-        let is_same =
-            validate::head_agrees(&page.headers, page.recording.length(), answer) && page.is_complete();
-        let same_variant = verdict.vary.without_keyed(&self.guard.settings.rule) == page.spec;
-        match verdict.store {
-            Some(life) if is_same && same_variant => {
-                let fresh = Page {
-                    status,
-                    headers,
-                    recording: Arc::clone(&page.recording),
-                    received: shelf.timeline.now(),
-                    age: life.age,
-                    revalidate: life.revalidate,
-                    tags: page.tags.clone(),
-                    key: Arc::clone(&page.key),
-                    spec: page.spec.clone(),
-                };
-                let storing = self.storing(left(&life), fresh.tags.clone());
-                shelf.put(Arc::clone(&page.key), Reply::Page(fresh.with_age(), None), &storing);
-            }
-            _ => shelf.remove(&page.key),
-        }
     }
 
     /// Records the body: what is ready at once here, the rest in a task.
@@ -309,103 +244,12 @@ where
         }
     }
 
-    /// A page that is stored while its body comes, and taken out if that breaks off.
-    fn keep_growing(&self, page: &Arc<Page>) -> Keep {
-        let guard = Arc::clone(&self.guard);
-        let page = Arc::clone(page);
-        let replaced = self.stale.clone().filter(|_| page.key == self.address.key);
-        Keep::new(&self.guard, move |end| {
-            if !matches!(end, End::Complete) {
-                guard.drop_page(&page, replaced);
-            }
-        })
-    }
-
-    /// A page that is stored once its body is complete, unless something newer is there.
-    fn keep_complete(&self, page: &Arc<Page>, verdict: &Verdict) -> Keep {
-        let guard = Arc::clone(&self.guard);
-        let places = self.places(page, verdict);
-        Keep::new(&self.guard, move |end| {
-            if !matches!(end, End::Complete) {
-                return;
-            }
-            for (key, value, mut storing) in places {
-                if let Reply::Page(page, _) = &value {
-                    storing.life = aged(storing.life, page.time_since_head(&guard.shelf().timeline));
-                    if is_over(&storing.life) && page.validators().is_none() {
-                        continue;
-                    }
-                }
-                let there = guard.shelf().find(&key);
-                let there = there.as_ref().and_then(|entry| entry.value.page());
-                let is_old = there.zip(value.page()).is_some_and(|(there, page)| there.is_newer_than(page));
-                if !is_old {
-                    guard.shelf().put(key, value, &storing);
-                }
-            }
-        })
-    }
-
     /// True while what the shelf had may be served if this load fails.
     fn may_serve_stale(&self) -> bool {
         self.stale.as_ref().is_some_and(|entry| self.guard.may_serve_stale(entry))
     }
 
-    /// Each client runs its own request, and for a while nobody waits to find that out again.
-    fn private(&self) -> PageArrival {
-        let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None);
-        Arrival { value: Reply::Private, bound_for: Destination::Shelf(storing) }
-    }
-
-    /// Where a page goes whose body is there, or is read by all as it comes.
-    fn kept(&self, page: Arc<Page>, reader: Option<Arc<Reader>>, verdict: &Verdict) -> PageArrival {
-        let is_shared = verdict.share == Share::Yes;
-        if !is_shared && !verdict.check {
-            return self.private();
-        }
-        // What is not kept voids what was, unless it is a client that does not want it kept: that takes nothing from
-        // the others.
-        if is_shared && verdict.store.is_none() && !self.facts.no_store {
-            self.guard.shelf().remove(&page.key);
-        }
-        let places = self.places(&page, verdict);
-        let bound_for =
-            if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places.into()) };
-        let value = if is_shared { Reply::Page(page, reader) } else { Reply::Checked(page) };
-        Arrival { value, bound_for }
-    }
-
-    /// Where the page goes: under its key, and if that has headers in it that only `Vary` names, a signpost under
-    /// the key without them.
-    fn places(&self, page: &Arc<Page>, verdict: &Verdict) -> Vec<(PageKey, Reply, Storing)> {
-        let mut places = Vec::new();
-        let is_kept = verdict.store.is_some() || verdict.check;
-        if !page.spec.is_empty() {
-            let known = self.guard.shelf().find(&self.address.base).and_then(|entry| match entry.value {
-                Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
-                _ => None,
-            });
-            let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
-            if is_kept && let Some(oldest) = signpost.admit(&page.key, self.guard.settings.max_variants) {
-                self.guard.shelf().remove(&oldest);
-            }
-            let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL), None);
-            places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
-        }
-        let (value, life) = match verdict.store {
-            Some(life) => (Reply::Page(Arc::clone(page), None), left(&life)),
-            None if verdict.check => (Reply::Checked(Arc::clone(page)), Lifetime::fresh_for(HIT_FOR_MISS)),
-            None => return places,
-        };
-        places.push((Arc::clone(&page.key), value, self.storing(life, page.tags.clone())));
-        places
-    }
-
-    fn storing(&self, life: Lifetime, tags: Option<Arc<[Mark]>>) -> Storing {
-        Storing { life, cost: self.cost, born: self.born, tags }
-    }
-
-    fn timeline(&self) -> &Timeline {
+    pub(super) fn timeline(&self) -> &Timeline {
         &self.guard.shelf().timeline
     }
 }
@@ -424,26 +268,6 @@ struct Stream<R> {
     recording: Arc<Recording>,
     page: Arc<Page>,
     verdict: Verdict,
-}
-
-/// What is left of a lifetime on arrival.
-fn left(life: &VerdictLife) -> Lifetime {
-    let VerdictLife { age, fresh_for, stale_while_revalidate, stale_if_error, .. } = *life;
-    aged(Lifetime { ttl: fresh_for, stale_while_revalidate, stale_if_error }, age)
-}
-
-/// What is left of a lifetime. It may be past its freshness already, and its windows have begun.
-fn aged(life: Lifetime, age: Duration) -> Lifetime {
-    let overdue = age.saturating_sub(life.ttl);
-    Lifetime {
-        ttl: life.ttl.saturating_sub(age),
-        stale_while_revalidate: life.stale_while_revalidate.saturating_sub(overdue),
-        stale_if_error: life.stale_if_error.saturating_sub(overdue),
-    }
-}
-
-fn is_over(life: &Lifetime) -> bool {
-    (life.ttl + life.stale_while_revalidate + life.stale_if_error).is_zero()
 }
 
 /// The body's length, if head or body tell. A length that cannot be read is none.
