@@ -269,6 +269,26 @@ async fn rfc_9211_says_what_became_of_each_request() {
 }
 
 #[tokio::test]
+async fn rfc_9211_a_question_is_asked_about_what_is_stale() {
+    for word in ["no-cache", "max-age=0"] {
+        let site = Site::new(
+            |builder| shared_cache(builder).cache_status("shop"),
+            move |call: Call| {
+                let asks = !call.header("if-none-match").is_empty();
+                let headers = [("cache-control", word), ("etag", "\"v\"")];
+                std::future::ready(answer(if asks { 304 } else { 200 }, &headers, ""))
+            },
+        );
+        assert!(told(&site, get("/")).await.starts_with("shop; fwd=uri-miss; fwd-status=200;"), "{word}");
+        let again = told(&site, get("/")).await;
+        assert!(
+            again.starts_with("shop; fwd=stale; fwd-status=304;") && again.ends_with("; stored"),
+            "{again}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn rfc_9211_those_who_waited_were_collapsed_and_by_default_nobody_is_told() {
     let gated = |call: Call| async move {
         call.gate().await;

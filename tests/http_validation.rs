@@ -228,6 +228,26 @@ async fn what_is_stale_on_arrival_is_kept_for_the_question() {
 }
 
 #[tokio::test]
+async fn what_is_stale_before_its_body_ends_is_kept_for_the_question() {
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| async move {
+        if call.run > 1 {
+            return answer(304, &[("cache-control", "max-age=0")], Body::empty());
+        }
+        let (pipe, body) = frames(None);
+        tokio::spawn(async move {
+            call.gate().await;
+            pipe.send(data("whole")).unwrap();
+        });
+        answer(200, &[("cache-control", "max-age=0"), TAG], body)
+    });
+    let first = site.lead(get("/")).await;
+    site.open(1);
+    assert_eq!(all(vec![first]).await[0].body, "whole");
+    until(|| site.guard.stats().entries == 1).await;
+    assert_eq!((site.ask(get("/")).await.body.as_str(), site.runs()), ("whole", 2));
+}
+
+#[tokio::test]
 async fn a_variant_is_asked_about_with_its_own_validator() {
     let site = Site::new(
         |builder| builder.coalesce_only().key_headers([]),
@@ -249,6 +269,33 @@ async fn a_variant_is_asked_about_with_its_own_validator() {
         assert_eq!(site.ask(ask(language)).await.body, language);
         assert_eq!(site.last_seen().headers["if-none-match"], format!("\"{language}\""));
     }
+}
+
+#[tokio::test]
+async fn the_date_of_one_page_asks_nothing_about_another_variant() {
+    let site = Site::new(
+        |builder| builder.coalesce_only().key_headers([]),
+        |call: Call| async move {
+            let word = ("cache-control", "max-age=5");
+            match call.run {
+                1 => answer(200, &[word, MODIFIED], "old"),
+                _ if call.header("x") == "2" && !call.header("if-modified-since").is_empty() => {
+                    answer(304, &[word], Body::empty())
+                }
+                _ => {
+                    call.gate().await;
+                    answer(200, &[word, MODIFIED, ("vary", "x")], format!("for {}", call.header("x")))
+                }
+            }
+        },
+    );
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    let leader = site.lead(with(get("/"), "x", "1")).await;
+    let other = site.follow([with(get("/"), "x", "2")]).await;
+    site.open(2);
+    assert_eq!(bodies(&all(vec![leader]).await), ["for 1"]);
+    assert_eq!(bodies(&all(other).await), ["for 2"]);
 }
 
 #[tokio::test]

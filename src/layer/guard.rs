@@ -202,7 +202,9 @@ impl Guarded {
     /// Why a request goes on to the handler whose key has these headers in it, and for which this was found.
     pub(super) fn why(&self, found: Option<&Entry<Reply>>, spec: &VarySpec) -> Forward {
         match found {
-            Some(entry) if matches!(self.ttl(entry), Ttl::Left(_)) => Forward::Request,
+            Some(entry @ Entry { value: Reply::Page(..), .. }) if matches!(self.ttl(entry), Ttl::Left(_)) => {
+                Forward::Request
+            }
             Some(_) => Forward::Stale,
             None if spec.is_empty() => Forward::UriMiss,
             None => Forward::VaryMiss,

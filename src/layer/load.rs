@@ -85,7 +85,8 @@ where
 /// Adds the guard's own conditions to a request, if what is stored has a validator: the page that they are about.
 fn ask_about(stale: &Entry<Reply>, address: &Address, request: &mut http::HeaderMap) -> Option<Arc<Page>> {
     let page = stale.value.page()?;
-    if address.class != MethodClass::Get || page.key != address.key {
+    // Only a whole response can be confirmed.
+    if address.class != MethodClass::Get || page.key != address.key || !page.is_complete() {
         return None;
     }
     page.validators()?.add_to(request);

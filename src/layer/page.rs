@@ -103,9 +103,9 @@ impl Page {
         matches!(self.recording.end(), Some(End::Complete))
     }
 
-    /// What the origin can tell by whether it still holds. Only a whole response can be confirmed.
+    /// What the origin can tell by whether it still holds, once all of it is there.
     pub(super) fn validators(&self) -> Option<Validators> {
-        if self.is_complete() { Validators::of(self.status, &self.headers) } else { None }
+        Validators::of(self.status, &self.headers)
     }
 
     pub(super) fn age(&self, timeline: &Timeline) -> Duration {
