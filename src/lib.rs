@@ -60,6 +60,7 @@
 //! |---|---|---|
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
+//! | `grpc` | no | `GrpcStampedeGuard`: unary gRPC methods that opted in, under tonic or axum |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
 //! | `test-util` | no | [`ManualClock`] |
 //!
@@ -105,6 +106,8 @@ pub use layer::{
     BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, OnWaitTimeout, ResponseFuture, StampedeGuard,
     StampedeGuardBuilder,
 };
+#[cfg(feature = "grpc")]
+pub use layer::{GrpcGuardService, GrpcMethod, GrpcStampedeGuard, RequestBody};
 #[cfg(feature = "cache")]
 pub use policy::EarlyRefresh;
 #[cfg(feature = "test-util")]

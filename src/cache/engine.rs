@@ -210,7 +210,7 @@ where
         let kept = stale.filter(|_| loaded.value.is_none()).and_then(|entry| entry.tags.as_deref());
         let tags: Arc<[Mark]> = kept.into_iter().flatten().copied().chain(own).collect();
         let tags = (!tags.is_empty()).then_some(tags);
-        Destination::Shelf(Storing { life, cost, born, tags })
+        Destination::Shelf(Storing { life, cost, born, tags, jitter: None })
     }
 
     /// Starts a background load of `key`; false if one runs, the caps leave no place or the cache is closed.

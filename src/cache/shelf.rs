@@ -93,6 +93,8 @@ pub(crate) struct Storing {
     pub(crate) cost: std::time::Duration,
     pub(crate) born: Born,
     pub(crate) tags: Option<Arc<[Mark]>>,
+    /// In place of the shelf's own.
+    pub(crate) jitter: Option<f64>,
 }
 
 struct Departures<K, V> {
@@ -208,8 +210,8 @@ where
 
     /// Stores `value` as of now.
     pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
-        let times =
-            Times::new(self.timeline.now(), &storing.life, self.jitter, self.random.unit(), storing.cost);
+        let jitter = storing.jitter.unwrap_or(self.jitter);
+        let times = Times::new(self.timeline.now(), &storing.life, jitter, self.random.unit(), storing.cost);
         let fresh_until = self.timeline.instant_of(times.fresh_until);
         let entry = Entry { value, times, fresh_until, born: storing.born, tags: storing.tags.clone() };
         self.store.insert(key, entry);

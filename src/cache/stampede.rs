@@ -319,7 +319,8 @@ where
         self.engine.flights.overrule(&key, || {
             let Some((key, value)) = pending.take() else { return };
             let born = shelf.generations.born();
-            let storing = Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None };
+            let storing =
+                Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None, jitter: None };
             shelf.put(key, value, &storing);
         });
         shelf.announce();

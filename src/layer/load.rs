@@ -75,6 +75,10 @@ where
     fn load(self) -> BoxLoad<PageArrival, Failure> {
         let Self { guard, inner, mut request, facts, address, stale, leader } = self;
         let asked = asked(&request);
+        #[cfg(feature = "grpc")]
+        if address.class == MethodClass::Unary {
+            crate::http::grpc::metadata::make_common(request.headers_mut());
+        }
         let asks_about = stale.as_ref().and_then(|entry| ask_about(entry, &address, request.headers_mut()));
         let lander = Lander::new(guard, facts, address, asked, stale, asks_about, leader);
         let call = Oneshot::new(inner, request);
@@ -139,8 +143,13 @@ mod tests {
         let page = page.with_age();
         let minute = Duration::from_secs(60);
         let life = Lifetime { ttl: minute, stale_while_revalidate: minute, stale_if_error: minute };
-        let storing =
-            Storing { life, cost: Duration::ZERO, born: guard.shelf().generations.born(), tags: None };
+        let storing = Storing {
+            life,
+            cost: Duration::ZERO,
+            born: guard.shelf().generations.born(),
+            tags: None,
+            jitter: None,
+        };
         guard.shelf().put(Arc::clone(&key), Reply::Page(page, None), &storing);
         recording.finish(end, None);
         let inner = tower::service_fn(|_: Request<Text>| {

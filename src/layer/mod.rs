@@ -9,12 +9,15 @@ mod check;
 mod confirm;
 mod fill;
 mod future;
+#[cfg(feature = "grpc")]
+mod grpc;
 mod guard;
 mod land;
 mod load;
 mod page;
 mod places;
 mod recording;
+mod refusal;
 mod service;
 mod stampede;
 mod stats;
@@ -25,6 +28,8 @@ mod writes;
 pub use body::GuardBody;
 pub use builder::StampedeGuardBuilder;
 pub use future::ResponseFuture;
+#[cfg(feature = "grpc")]
+pub use grpc::{GrpcGuardService, GrpcMethod, GrpcStampedeGuard, RequestBody};
 pub use guard::{KeyExtra, OnWaitTimeout};
 pub use recording::BrokenBody;
 pub use service::GuardService;

@@ -88,9 +88,7 @@ mod tests {
 
     fn message_like() -> impl Strategy<Value = Vec<u8>> {
         (0..3_u8, 0..20_u32, proptest::collection::vec(any::<u8>(), 0..24)).prop_map(
-            |(compressed, length, message)| {
-                [&[compressed][..], &length.to_be_bytes(), &message].concat()
-            },
+            |(compressed, length, message)| [&[compressed][..], &length.to_be_bytes(), &message].concat(),
         )
     }
 

@@ -8,10 +8,12 @@ const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-en
 
 /// Whether the key of a call holds `name`, where the protocol settles that: what says how to read the message does,
 /// whatever headers an operator names. How long a caller waits and how often it has tried do not.
-/// `grpc-accept-encoding` comes in in an order of its own, see [`accepted`].
+/// `grpc-accept-encoding` comes in in an order of its own, see [`accepted`]. What only HTTP gives a meaning is metadata
+/// like any other.
 pub(crate) fn settled(name: &HeaderName) -> Option<bool> {
     match name.as_str() {
-        "content-type" | "grpc-encoding" | "te" => Some(true),
+        "content-type" | "grpc-encoding" | "te" | "cache-control" | "pragma" | "referer"
+        | "if-none-match" | "if-modified-since" | "if-range" => Some(true),
         "grpc-accept-encoding" | "grpc-timeout" | "grpc-previous-rpc-attempts" => Some(false),
         _ => None,
     }

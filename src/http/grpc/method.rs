@@ -29,8 +29,21 @@ mod tests {
             assert!(is_name(name), "{name}");
         }
         for name in [
-            "", "/", "//", "*", "/*", "/*/*", "GetStock", "inventory.Inventory/GetStock", "/a/b/c", "/a/", "//b",
-            "/a/b?c", "/a/b*", "/a b/c", "/a/b#c",
+            "",
+            "/",
+            "//",
+            "*",
+            "/*",
+            "/*/*",
+            "GetStock",
+            "inventory.Inventory/GetStock",
+            "/a/b/c",
+            "/a/",
+            "//b",
+            "/a/b?c",
+            "/a/b*",
+            "/a b/c",
+            "/a/b#c",
         ] {
             assert!(!is_name(name), "{name}");
         }
