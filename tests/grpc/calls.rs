@@ -124,7 +124,10 @@ async fn trailers_are_replayed_to_the_byte() {
     let server = Server::new(guard(), |_| async { good() });
     let (herd, later) = at_once_and_later(&server).await;
     assert_eq!(server.runs.get(), 1);
-    assert_eq!(later.trailers, Some(headers(&[("grpc-status", "0"), ("x-last", "word"), ("set-cookie", "a=1")])));
+    assert_eq!(
+        later.trailers,
+        Some(headers(&[("grpc-status", "0"), ("x-last", "word"), ("set-cookie", "a=1")]))
+    );
     assert_eq!((later.body.as_slice(), later.head.len()), (MESSAGE, 1));
     assert!(herd.iter().all(|seen| *seen == later), "{herd:?}");
 }
@@ -159,7 +162,8 @@ async fn a_status_of_zero_that_stands_in_the_head_is_shared_and_not_stored() {
 
 #[tokio::test]
 async fn an_error_in_the_trailers_is_shared_and_not_stored() {
-    let server = Server::new(guard(), |_| async { reply(&[MESSAGE], Some(headers(&[("grpc-status", "5")]))) });
+    let server =
+        Server::new(guard(), |_| async { reply(&[MESSAGE], Some(headers(&[("grpc-status", "5")]))) });
     let (herd, later) = at_once_and_later(&server).await;
     assert_eq!(server.runs.get(), 2);
     assert!(herd.iter().all(|seen| *seen == later && seen.body == MESSAGE), "{herd:?}");
@@ -316,7 +320,9 @@ async fn calls_that_the_operator_bypasses_run_for_themselves() {
         request.extensions_mut().insert(shop);
         request
     };
-    for (request, runs) in [(ask(), 1), (fresh(), 2), (fresh(), 3), (ask(), 3), (of_shop(1), 4), (of_shop(2), 5)] {
+    for (request, runs) in
+        [(ask(), 1), (fresh(), 2), (fresh(), 3), (ask(), 3), (of_shop(1), 4), (of_shop(2), 5)]
+    {
         server.call(request).await;
         assert_eq!(server.runs.get(), runs);
     }

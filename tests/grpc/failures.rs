@@ -77,7 +77,10 @@ async fn a_deadline_bounds_its_own_caller() {
     settle(|| shop.runs.get() == 1).await;
     let patient = tokio::spawn(async move { units(&mut patient, ask_for("chair")).await });
     let error = hasty.await.unwrap().unwrap_err();
-    assert_eq!((error.code(), error.message()), (Code::DeadlineExceeded, "the call was not answered in time"));
+    assert_eq!(
+        (error.code(), error.message()),
+        (Code::DeadlineExceeded, "the call was not answered in time")
+    );
     settle(|| shopping.site.arrived.get() == 2).await;
     shop.gate.add_permits(1);
     assert_eq!(patient.await.unwrap(), 1);

@@ -94,10 +94,11 @@ impl Test for Tester {
         let gone = self.begins();
         let replies = request.into_inner().flat_map(move |request| {
             let _ = &gone;
-            let replies = match request.and_then(|request| asked_for(request.status.clone()).map(|()| request)) {
-                Ok(request) => request.reply_bytes.into_iter().map(|bytes| Ok(payload(bytes))).collect(),
-                Err(status) => vec![Err(status)],
-            };
+            let replies =
+                match request.and_then(|request| asked_for(request.status.clone()).map(|()| request)) {
+                    Ok(request) => request.reply_bytes.into_iter().map(|bytes| Ok(payload(bytes))).collect(),
+                    Err(status) => vec![Err(status)],
+                };
             stream::iter(replies)
         });
         Ok(Response::new(replies.boxed()))
@@ -259,17 +260,16 @@ async fn unimplemented_service(case: Case) {
     assert_eq!(error.code(), Code::Unimplemented);
 }
 
+/// The handler sleeps until it has all payloads.
 async fn timeout_on_sleeping_server(mut case: Case) {
-    let (sender, requests) = channel();
-    sender.send(output(&[])).unwrap();
-    let mut request = Request::new(requests);
+    let (sender, payloads) = channel();
+    sender.send(payload(1)).unwrap();
+    let mut request = Request::new(payloads);
     request.set_timeout(Duration::from_millis(1));
-    let error = match case.client.full_duplex_call(request).await {
-        Err(error) => error,
-        Ok(replies) => replies.into_inner().message().await.unwrap_err(),
-    };
+    let error = case.client.streaming_input_call(request).await.unwrap_err();
     // tonic says the one, other clients the other.
     assert!(matches!(error.code(), Code::Cancelled | Code::DeadlineExceeded), "{error}");
+    drop(sender);
 }
 
 async fn cancel_after_begin(case: Case) {
@@ -289,6 +289,7 @@ async fn cancel_after_first_response(mut case: Case) {
     let mut replies = case.client.full_duplex_call(requests).await.unwrap().into_inner();
     assert_eq!(replies.message().await.unwrap().unwrap().body.len(), 31_415);
     drop(replies);
+    drop(sender);
     settle(|| case.dropped.get() == 1).await;
 }
 

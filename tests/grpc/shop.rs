@@ -138,7 +138,11 @@ pub(crate) fn ask_for(sku: &str) -> Request<StockRequest> {
 }
 
 /// The same with one entry of metadata.
-pub(crate) fn with(mut request: Request<StockRequest>, name: &'static str, value: &str) -> Request<StockRequest> {
+pub(crate) fn with(
+    mut request: Request<StockRequest>,
+    name: &'static str,
+    value: &str,
+) -> Request<StockRequest> {
     request.metadata_mut().insert(name, value.parse().unwrap());
     request
 }

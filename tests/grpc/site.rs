@@ -59,7 +59,6 @@ async fn echo(request: Request, next: Next) -> Response {
     })
 }
 
-
 impl Site {
     pub(crate) async fn new(on: On, front: Front, routes: Routes) -> Self {
         let site = Self {
