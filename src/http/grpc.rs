@@ -46,7 +46,7 @@ mod tests {
         for content_type in ["application/grpc-web", "application/grpc-web+proto", "application/json", ""] {
             assert!(!is_grpc(&map(&[("content-type", content_type)])), "{content_type}");
         }
-        assert!(!is_grpc(&map(&[])));
+        assert!(!is_grpc(&HeaderMap::new()));
         assert!(!is_grpc(&map(&[("content-type", "application/grpc"), ("content-type", "text/plain")])));
     }
 

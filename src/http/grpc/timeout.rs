@@ -32,7 +32,7 @@ pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
 /// How long the guard lets a caller wait. At the very end nobody hears the answer any more: the caller has given up,
 /// and so has the server in front of the guard.
 pub(crate) fn patience(headers: &HeaderMap) -> Option<Duration> {
-    grpc_timeout(headers).map(|timeout| timeout - (timeout / 10).min(RESERVE))
+    grpc_timeout(headers).map(|timeout| timeout.saturating_sub((timeout / 10).min(RESERVE)))
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
             Kind::Untouched(body) => body.is_end_stream(),
             Kind::Message(message) => message.is_none(),
             Kind::Replayed(Read { frames, rest }) => {
-                frames.is_empty() && rest.as_ref().is_none_or(|rest| rest.is_end_stream())
+                frames.is_empty() && rest.as_ref().is_none_or(Body::is_end_stream)
             }
         }
     }
@@ -111,7 +111,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
             Kind::Replayed(Read { frames, rest }) => {
                 let frames = frames.iter().flatten().filter_map(Frame::data_ref);
                 let read: u64 = frames.map(|data| data.len() as u64).sum();
-                let rest = rest.as_ref().map_or_else(|| SizeHint::with_exact(0), |rest| rest.size_hint());
+                let rest = rest.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
                 let mut hint = SizeHint::new();
                 hint.set_lower(rest.lower().saturating_add(read));
                 if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(read)) {

@@ -1,16 +1,18 @@
 use super::*;
 use crate::layer::grpc::body::RequestBody;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::HeaderMap;
 use http_body_util::{BodyExt, StreamBody};
 use proptest::prelude::*;
 
 type Piece = Result<Frame<Bytes>, &'static str>;
 
+#[allow(clippy::unnecessary_wraps)] // among others, it may be an error
 fn data(bytes: &[u8]) -> Piece {
     Ok(Frame::data(Bytes::copy_from_slice(bytes)))
 }
 
+#[allow(clippy::unnecessary_wraps)]
 fn trailers() -> Piece {
     let mut trailers = HeaderMap::new();
     trailers.insert("x-last", "word".parse().unwrap());
@@ -20,10 +22,8 @@ fn trailers() -> Piece {
 /// A body of these frames, which does not end by itself if it `hangs`.
 fn body(pieces: Vec<Piece>, hangs: bool) -> impl Body<Data = Bytes, Error = &'static str> {
     let end = stream::iter(hangs.then_some(())).then(|()| std::future::pending());
-    StreamBody::new(futures_util::StreamExt::chain(stream::iter(pieces), end))
+    StreamBody::new(stream::iter(pieces).chain(end))
 }
-
-use futures_util::StreamExt as _;
 
 /// What the handler reads, as text.
 async fn handler_reads<B: Body<Data = Bytes, Error = &'static str>>(body: B) -> Vec<String> {
