@@ -19,8 +19,8 @@ pub(crate) struct Generations {
     hasher: RandomState,
 }
 
-/// The moment a load started, among the invalidations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The moment a load started, among the invalidations. The default is before all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Born(u64);
 
 /// A tag's mark.
