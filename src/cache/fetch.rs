@@ -79,17 +79,6 @@ where
         &self.run.flights().hook
     }
 
-    /// What the shelf has to say; `None` if a load must be waited for.
-    #[inline]
-    fn look(&mut self) -> Option<Result<Fetched<V>, LoadError<E>>> {
-        let source = self.run.source().expect("a future is not polled after it was ready");
-        let shelf = &self.engine().shelf;
-        match shelf.find(source.query()) {
-            Some(entry) if shelf.is_plain_hit(&entry) => Some(Ok(self.hit(entry.value))),
-            found => self.decide(found),
-        }
-    }
-
     #[inline]
     fn hit(&self, value: V) -> Fetched<V> {
         self.engine().counters.hits.add();
@@ -97,7 +86,8 @@ where
         Fetched { value, outcome: Outcome::Hit }
     }
 
-    /// The rarer cases.
+    /// The rarer findings; `None` if a load must be waited for. Apart, as [`fly`](Self::fly) is, so that a hit pays
+    /// for none of it.
     #[inline(never)]
     fn decide(&mut self, found: Option<Entry<V>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
         let Some(entry) = found else { return self.take_off(None) };
@@ -189,6 +179,21 @@ where
         self.engine().shelf.generations.is_void_for(mine, storing.born, storing.tags.as_deref())
     }
 
+    #[inline(never)]
+    fn fly(&mut self, cx: &mut Context<'_>) -> Poll<Answer<V, E>> {
+        while let Poll::Ready(landed) = Pin::new(&mut self.run).poll(cx) {
+            if let Some(answer) = self.landed(landed) {
+                return Poll::Ready(answer);
+            }
+        }
+        if self.fallback.is_some()
+            && let Some(entry) = self.overdue(cx)
+        {
+            return Poll::Ready(Ok(Some(self.stale(entry, StaleReason::LoadSlow))));
+        }
+        Poll::Pending
+    }
+
     /// `None` if the call is in the air again: what landed is not for it.
     fn landed(&mut self, landed: CacheLanded<'a, K, V, E, S, L>) -> Option<Answer<V, E>> {
         let arrival = match landed.result {
@@ -235,22 +240,19 @@ where
 {
     type Output = Answer<V, E>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if !self.run.is_waiting()
-            && let Some(answer) = self.look()
-        {
-            return Poll::Ready(answer.map(Some));
-        }
-        while let Poll::Ready(landed) = Pin::new(&mut self.run).poll(cx) {
-            if let Some(answer) = self.landed(landed) {
-                return Poll::Ready(answer);
+        if !self.run.is_waiting() {
+            let source = self.run.source().expect("a future is not polled after it was ready");
+            match self.engine().shelf.look(source.query()) {
+                Ok(value) => return Poll::Ready(Ok(Some(self.hit(value)))),
+                Err(found) => {
+                    if let Some(answer) = self.decide(found) {
+                        return Poll::Ready(answer.map(Some));
+                    }
+                }
             }
         }
-        if self.fallback.is_some()
-            && let Some(entry) = self.overdue(cx)
-        {
-            return Poll::Ready(Ok(Some(self.stale(entry, StaleReason::LoadSlow))));
-        }
-        Poll::Pending
+        self.fly(cx)
     }
 }

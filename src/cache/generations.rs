@@ -51,6 +51,7 @@ impl Generations {
         self.marks[usize::from(mark)].load(Ordering::Acquire).max(self.floor.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub(crate) fn is_valid(&self, born: Born, marks: Option<&[Mark]>) -> bool {
         self.floor.load(Ordering::Acquire) <= born.0
             && marks.is_none_or(|marks| {

@@ -70,10 +70,19 @@ where
         self.store.get(key).filter(|entry| entry.is_valid(&self.generations))
     }
 
-    /// True if `entry` is fresh and nothing is to be done about it: what nearly every lookup comes to.
+    /// The value under `key` if it is fresh and nothing is to be done about it, as nearly every lookup finds it; else
+    /// what [`find`](Self::find) finds.
     #[inline]
-    pub(crate) fn is_plain_hit(&self, entry: &Entry<V>) -> bool {
-        self.early.is_none() && entry.is_fresh(&self.timeline)
+    pub(crate) fn look<Q>(&self, key: &Q) -> Result<V, Option<Entry<V>>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        match self.store.get(key) {
+            Some(entry) if !entry.is_valid(&self.generations) => Err(None),
+            Some(entry) if self.early.is_none() && entry.is_fresh(&self.timeline) => Ok(entry.value),
+            found => Err(found),
+        }
     }
 
     /// True if `entry`, found earlier, may stand in for a load that failed or is slow.
@@ -109,12 +118,18 @@ where
     }
 
     /// The value under `key`, if it is fresh.
-    pub(crate) fn fresh<Q>(&self, key: &Q) -> Option<Entry<V>>
+    #[inline]
+    pub(crate) fn fresh<Q>(&self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.find(key).filter(|entry| entry.is_fresh(&self.timeline))
+        match self.store.get(key) {
+            Some(entry) if entry.is_valid(&self.generations) && entry.is_fresh(&self.timeline) => {
+                Some(entry.value)
+            }
+            _ => None,
+        }
     }
 
     /// Stores `value` as of now.

@@ -279,7 +279,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.flights.hook.shelf.fresh(key).map(|entry| entry.value)
+        self.flights.hook.shelf.fresh(key)
     }
 
     /// True if [`get`](Self::get) would find a value.
