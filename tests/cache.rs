@@ -1,5 +1,7 @@
 //! The cache, by the promises it makes, over each store.
 
+#![allow(clippy::duplicate_mod)] // the same promises, once for each store
+
 #[path = "cache"]
 mod moka {
     use stampede_guard::Moka as Tested;

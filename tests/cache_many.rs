@@ -1,5 +1,7 @@
 //! Many keys in one call, by the promises it makes, over each store.
 
+#![allow(clippy::duplicate_mod)] // the same promises, once for each store
+
 #[path = "cache"]
 mod moka {
     use stampede_guard::Moka as Tested;
