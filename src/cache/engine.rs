@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::entry::{Arrival, Destination, Entry, Storing};
-use super::generations::{Born, Mark};
+use super::generations::Born;
 use super::loaded::{LoadContext, Loaded};
 use super::shelf::Shelf;
 use super::stats::Counters;
@@ -232,11 +232,14 @@ where
             stale_if_error: or(loaded.stale_if_error, self.life.stale_if_error),
         };
         let generations = &self.shelf.generations;
-        let own = loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str()));
         // A value that is kept keeps its tags.
-        let kept = stale.filter(|_| loaded.value.is_none()).and_then(|entry| entry.tags());
-        let tags: Arc<[Mark]> = kept.into_iter().flat_map(|tags| tags.iter()).copied().chain(own).collect();
-        let tags = (!tags.is_empty()).then_some(tags);
+        let kept = stale.filter(|_| loaded.value.is_none()).and_then(Entry::tags);
+        let tags = if loaded.tags.is_empty() {
+            kept.cloned()
+        } else {
+            let own = loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str()));
+            Some(kept.into_iter().flat_map(|tags| tags.iter().copied()).chain(own).collect())
+        };
         Destination::Shelf(Storing { life, cost, born, tags })
     }
 }
