@@ -60,6 +60,7 @@
 //! |---|---|---|
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
+//! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
 //! | `test-util` | no | [`ManualClock`] |
 //!
@@ -90,9 +91,11 @@ mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+#[cfg(feature = "quick-cache")]
+pub use cache::QuickCache;
 #[cfg(feature = "cache")]
 pub use cache::{
-    CacheStats, EvictionCause, Fetched, LoadContext, Loaded, StampedeCache, StampedeCacheBuilder,
+    CacheStats, EvictionCause, Fetched, LoadContext, Loaded, Moka, StampedeCache, StampedeCacheBuilder, Store,
 };
 #[cfg(feature = "cache")]
 pub use clock::Clock;

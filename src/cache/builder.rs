@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use super::departures::{EvictionCause, EvictionListener};
 use super::engine::Engine;
-use super::shelf::{EvictionCause, EvictionListener, Shelf, ShelfConfig, Weigher};
+use super::shelf::{Shelf, ShelfConfig};
 use super::stampede::StampedeCache;
 use super::stats::Counters;
+use super::store::{Store, StoreKind, Weigher};
 use crate::clock::{Clock, Timeline};
 use crate::error::{ConfigError, MAX_DURATION, check_count, check_positive};
 use crate::flight::{FlightConfig, Flights, OnAbandon};
@@ -43,6 +45,7 @@ pub struct StampedeCacheBuilder<K, V, E> {
     early: Option<EarlyRefresh>,
     soft_timeout: Option<Duration>,
     max_concurrent_loads: Option<usize>,
+    store: StoreKind,
     capacity: u64,
     weigher: Option<Weigher<K, V>>,
     listener: Option<EvictionListener<K, V>>,
@@ -70,6 +73,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             early: None,
             soft_timeout: None,
             max_concurrent_loads: None,
+            store: StoreKind::default(),
             capacity: 10_000,
             weigher: None,
             listener: None,
@@ -142,11 +146,18 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         self
     }
 
+    /// Where values are kept. Default: [`Moka`](crate::Moka). [`Store`] says which to choose when.
+    #[allow(clippy::needless_pass_by_value)] // `.store(QuickCache)` reads better than `.store(&QuickCache)`
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = store.kind();
+        self
+    }
+
     /// How many entries are kept; with a [`weigher`](Self::weigher), what they may weigh together.
     /// Default: 10,000.
     ///
-    /// Beyond it, moka's `TinyLFU` decides which entries go: those seldom asked for, expired ones among them. An entry
-    /// past its last use keeps its place until then, or until it is loaded anew.
+    /// Beyond it, the [`store`](Self::store) decides which entries go: those seldom asked for, expired ones among them.
+    /// An entry past its last use keeps its place until then, or until it is loaded anew.
     pub fn capacity(mut self, capacity: u64) -> Self {
         self.capacity = capacity;
         self
@@ -244,6 +255,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         }
         self.flights.check()?;
         let shelf = Shelf::new(ShelfConfig {
+            store: self.store,
             capacity: self.capacity,
             weigher: self.weigher,
             listener: self.listener,
@@ -254,14 +266,15 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         });
         // A semaphore counts no further than this; a limit above it is none.
         let governor = self.max_concurrent_loads.filter(|&loads| loads <= Semaphore::MAX_PERMITS);
-        Ok(StampedeCache::from_engine(Engine {
-            flights: Flights::new(self.flights, shelf),
+        let engine = Engine {
+            shelf,
             life: self.life,
             soft_timeout: self.soft_timeout,
             counters: Counters::default(),
             governor: governor.map(|loads| Arc::new(Semaphore::new(loads))),
             closed: AtomicBool::new(false),
-        }))
+        };
+        Ok(StampedeCache::from_flights(Flights::new(self.flights, engine)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! `StampedeGuard`, the Tower layer.
 
 mod address;
+mod asking;
 mod body;
 mod bounds;
 mod budget;
@@ -12,6 +13,7 @@ mod future;
 mod guard;
 mod land;
 mod load;
+mod look;
 mod page;
 mod places;
 mod recording;

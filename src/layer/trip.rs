@@ -204,7 +204,7 @@ where
         Poll::Pending
     })
     .await;
-    waited.unwrap_or_else(|| Waited::TooLong(run.leave()))
+    waited.unwrap_or_else(|| Waited::TooLong(run.unused().map(|(_, load)| load)))
 }
 
 impl Waiting {
