@@ -39,6 +39,23 @@ pub enum LoadError<E> {
     Reentrant,
     /// The load was dropped before it finished: its runtime shut down, or the cache was closed.
     Cancelled,
+    /// The load ran in another instance that shares the cache's tier, and failed there.
+    Remote {
+        /// How it failed. The error itself stays in its instance.
+        kind: RemoteKind,
+    },
+}
+
+/// How a load failed in another instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemoteKind {
+    /// Its loader returned an error.
+    Failed,
+    /// Its loader panicked.
+    Panicked,
+    /// It outlasted its `load_timeout`.
+    TimedOut,
 }
 
 impl<E> Clone for LoadError<E> {
@@ -50,6 +67,7 @@ impl<E> Clone for LoadError<E> {
             Self::Overloaded(limit) => Self::Overloaded(*limit),
             Self::Reentrant => Self::Reentrant,
             Self::Cancelled => Self::Cancelled,
+            Self::Remote { kind } => Self::Remote { kind: *kind },
         }
     }
 }
@@ -63,6 +81,7 @@ impl<E: fmt::Debug> fmt::Debug for LoadError<E> {
             Self::Overloaded(limit) => f.debug_tuple("Overloaded").field(limit).finish(),
             Self::Reentrant => f.write_str("Reentrant"),
             Self::Cancelled => f.write_str("Cancelled"),
+            Self::Remote { kind } => f.debug_struct("Remote").field("kind", kind).finish(),
         }
     }
 }
@@ -76,6 +95,11 @@ impl<E> fmt::Display for LoadError<E> {
             Self::Overloaded(limit) => limit.fmt(f),
             Self::Reentrant => f.write_str("the loader asked for a key that is waiting for it"),
             Self::Cancelled => f.write_str("the load was cancelled before it finished"),
+            Self::Remote { kind } => f.write_str(match kind {
+                RemoteKind::Failed => "the loader failed in another instance",
+                RemoteKind::Panicked => "the loader panicked in another instance",
+                RemoteKind::TimedOut => "the load took longer than its time-out in another instance",
+            }),
         }
     }
 }

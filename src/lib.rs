@@ -74,6 +74,10 @@
 mod cache;
 #[cfg(feature = "cache")]
 mod clock;
+#[cfg(feature = "redis")]
+mod codec;
+#[cfg(feature = "cache")]
+mod coordinate;
 mod error;
 #[cfg(feature = "cache")]
 mod event;
@@ -84,6 +88,8 @@ mod http;
 mod layer;
 #[cfg(feature = "cache")]
 mod policy;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(feature = "cache")]
 mod rng;
 mod sync;
@@ -96,7 +102,13 @@ pub use cache::{
 };
 #[cfg(feature = "cache")]
 pub use clock::Clock;
-pub use error::{ConfigError, LoadError, Overloaded, Panicked, TimedOut};
+#[cfg(feature = "redis")]
+pub use codec::{Codec, CodecError, PostcardCodec};
+#[cfg(feature = "cache")]
+pub use coordinate::{Invalidation, Undelivered};
+#[cfg(feature = "redis")]
+pub use coordinate::{SharedKey, SharedTier};
+pub use error::{ConfigError, LoadError, Overloaded, Panicked, RemoteKind, TimedOut};
 #[cfg(feature = "cache")]
 pub use event::{Outcome, StaleReason};
 pub use flight::{FlightStats, Flown, OnAbandon, Role, SingleFlight, SingleFlightBuilder};
@@ -107,5 +119,7 @@ pub use layer::{
 };
 #[cfg(feature = "cache")]
 pub use policy::EarlyRefresh;
+#[cfg(feature = "redis")]
+pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
 #[cfg(feature = "test-util")]
 pub use test_util::ManualClock;
