@@ -12,6 +12,99 @@ use crate::error::{ConfigError, RemoteKind};
 
 pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// A form in which a cache's key is borrowed, as `str` is one of `String`, that can be turned back into the key.
+///
+/// Every key is one of itself. A type of your own that your keys `Borrow` as needs two lines:
+///
+/// ```
+/// use std::borrow::Borrow;
+/// use stampede_guard::{KeyRef, StampedeCache};
+///
+/// #[derive(Clone, PartialEq, Eq, Hash)]
+/// struct UserId(u64);
+///
+/// impl Borrow<u64> for UserId {
+///     fn borrow(&self) -> &u64 {
+///         &self.0
+///     }
+/// }
+///
+/// impl KeyRef<UserId> for u64 {
+///     fn to_key(&self) -> Option<UserId> {
+///         Some(UserId(*self))
+///     }
+/// }
+///
+/// # fn main() -> Result<(), stampede_guard::ConfigError> {
+/// let cache: StampedeCache<UserId, String> = StampedeCache::builder().build()?;
+/// cache.invalidate(&7_u64);
+/// # Ok(())
+/// # }
+/// ```
+pub trait KeyRef<K> {
+    /// The key; `None` if there is no way to make one. Other instances then hear nothing of it.
+    fn to_key(&self) -> Option<K>;
+}
+
+impl<K: Clone> KeyRef<K> for K {
+    fn to_key(&self) -> Option<K> {
+        Some(self.clone())
+    }
+}
+
+/// No reference that outlives the borrow can be made. Keys that are references are not shared.
+impl<'a, T: ?Sized> KeyRef<&'a T> for T {
+    fn to_key(&self) -> Option<&'a T> {
+        None
+    }
+}
+
+macro_rules! key_refs {
+    ($($borrowed:ty => $($key:ty),*;)*) => {$($(
+        impl KeyRef<$key> for $borrowed {
+            fn to_key(&self) -> Option<$key> {
+                Some(self.into())
+            }
+        }
+    )*)*};
+}
+
+key_refs! {
+    str => String, Box<str>, Arc<str>;
+    std::path::Path => std::path::PathBuf, Box<std::path::Path>, Arc<std::path::Path>;
+    std::ffi::OsStr => std::ffi::OsString, Box<std::ffi::OsStr>, Arc<std::ffi::OsStr>;
+}
+
+impl<T: Clone> KeyRef<Vec<T>> for [T] {
+    fn to_key(&self) -> Option<Vec<T>> {
+        Some(self.to_vec())
+    }
+}
+
+impl<T: Clone> KeyRef<Box<[T]>> for [T] {
+    fn to_key(&self) -> Option<Box<[T]>> {
+        Some(self.into())
+    }
+}
+
+impl<T: Clone> KeyRef<Arc<[T]>> for [T] {
+    fn to_key(&self) -> Option<Arc<[T]>> {
+        Some(self.into())
+    }
+}
+
+impl<T: Clone, const N: usize> KeyRef<[T; N]> for [T] {
+    fn to_key(&self) -> Option<[T; N]> {
+        <&[T; N]>::try_from(self).ok().cloned()
+    }
+}
+
+impl<T: Clone> KeyRef<Arc<T>> for T {
+    fn to_key(&self) -> Option<Arc<T>> {
+        Some(Arc::new(self.clone()))
+    }
+}
+
 /// A key that means the same in every instance.
 ///
 /// It is written into the shared tier's keys and events, and read back from the latter: an invalidation in one

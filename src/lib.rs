@@ -105,7 +105,7 @@ pub use clock::Clock;
 #[cfg(feature = "redis")]
 pub use codec::{Codec, CodecError, PostcardCodec};
 #[cfg(feature = "cache")]
-pub use coordinate::{Invalidation, Undelivered};
+pub use coordinate::{Invalidation, KeyRef, Undelivered};
 #[cfg(feature = "redis")]
 pub use coordinate::{SharedKey, SharedTier};
 pub use error::{ConfigError, LoadError, Overloaded, Panicked, RemoteKind, TimedOut};

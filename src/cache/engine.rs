@@ -14,6 +14,7 @@ use super::loaded::{LoadContext, Loaded};
 use super::shelf::{Arrival, Destination, Entry, Shelf, Storing};
 use super::stats::Counters;
 use crate::clock::Tick;
+use crate::coordinate::Invalidation;
 use crate::error::{LoadError, MAX_DURATION};
 use crate::event;
 use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Value};
@@ -33,6 +34,8 @@ pub(crate) struct Engine<K, V, E> {
     pub(crate) counters: Counters,
     pub(super) governor: Option<Arc<Semaphore>>,
     pub(super) closed: AtomicBool,
+    #[cfg(feature = "redis")]
+    pub(crate) shared: Option<super::shared::Shared<K, V>>,
 }
 
 impl<K, V, E> fmt::Debug for Engine<K, V, E> {
@@ -118,6 +121,11 @@ pub(crate) struct CacheLoad<K, V, E, L> {
     pub(crate) forced: bool,
     /// A background load's permit; the others wait for theirs.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
+    #[cfg(feature = "redis")]
+    pub(crate) background: bool,
+    /// What to ask the other instances, if there are any.
+    #[cfg(feature = "redis")]
+    pub(crate) errand: Option<super::shared::Errand<K>>,
 }
 
 impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for CacheLoad<K, V, E, L>
@@ -128,6 +136,10 @@ where
     L: Loader<V, E>,
 {
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
+        #[cfg(feature = "redis")]
+        if L::ALONE && self.engine.shared.is_some() {
+            self.errand = Some(self.errand_for(key));
+        }
         if self.forced {
             return None;
         }
@@ -139,14 +151,24 @@ where
     }
 
     fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
-        let Self { engine, loader, stale, permit, .. } = self;
+        let Self {
+            engine,
+            loader,
+            stale,
+            permit,
+            #[cfg(feature = "redis")]
+            errand,
+            ..
+        } = self;
         // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
         if engine.is_closed() {
             return Box::pin(ready(Err(LoadError::Cancelled)));
         }
         let born = engine.shelf().generations.born();
         let load = loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone())));
-        Box::pin(async move {
+        #[cfg(feature = "redis")]
+        let asking = Arc::clone(&engine);
+        let own = Box::pin(async move {
             let permit = if L::ALONE { engine.permit(permit).await } else { None };
             let started = engine.shelf().timeline.now();
             let output = load.await;
@@ -161,7 +183,40 @@ where
             let value =
                 value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
             Ok(Some(Arrival { value, bound_for }))
-        })
+        });
+        #[cfg(feature = "redis")]
+        if let Some(errand) = errand {
+            return super::shared::load(asking, errand, own);
+        }
+        own
+    }
+}
+
+impl<K, V, E, L> CacheLoad<K, V, E, L> {
+    /// A load that a caller waits for.
+    pub(crate) fn new(engine: &Arc<Engine<K, V, E>>, loader: L, stale: Option<Entry<V>>) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            loader,
+            stale,
+            forced: false,
+            permit: None,
+            #[cfg(feature = "redis")]
+            background: false,
+            #[cfg(feature = "redis")]
+            errand: None,
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    fn errand_for(&self, key: &K) -> super::shared::Errand<K>
+    where
+        K: Key,
+    {
+        let seen = self.stale.as_ref().map(|seen| seen.token);
+        // Asked for by name, a load is to run whatever the others have.
+        let newer_than = if self.forced { seen.or(Some(u64::MAX)) } else { seen.filter(|_| self.background) };
+        super::shared::Errand { key: key.clone(), background: self.background, newer_than }
     }
 }
 
@@ -187,6 +242,37 @@ where
         self.closed.load(Ordering::Acquire)
     }
 
+    /// How long a value that was inserted holds.
+    pub(super) fn insert_life(&self) -> Lifetime {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared {
+            return shared.capped(self.life);
+        }
+        self.life
+    }
+
+    /// Tells the other instances, if there are any, that what they have under a key is void.
+    #[cfg_attr(not(feature = "redis"), allow(unused_variables, clippy::unused_self))]
+    pub(super) fn tell_invalid(&self, key: impl FnOnce() -> Option<K>) -> Invalidation {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared
+            && let Some(key) = key()
+        {
+            return shared.invalidate(&key);
+        }
+        Invalidation::done()
+    }
+
+    /// The same of all they have.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    pub(super) fn tell_all_invalid(&self) -> Invalidation {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = &self.shared {
+            return shared.invalidate_all();
+        }
+        Invalidation::done()
+    }
+
     fn destination(
         &self,
         loaded: &Loaded<V>,
@@ -210,7 +296,7 @@ where
         let kept = stale.filter(|_| loaded.value.is_none()).and_then(|entry| entry.tags.as_deref());
         let tags: Arc<[Mark]> = kept.into_iter().flatten().copied().chain(own).collect();
         let tags = (!tags.is_empty()).then_some(tags);
-        Destination::Shelf(Storing { life, cost, born, tags })
+        Destination::Shelf(Storing { tags, ..Storing::new(life, cost, born) })
     }
 
     /// Starts a background load of `key`; false if one runs, the caps leave no place or the cache is closed.
@@ -237,11 +323,16 @@ where
                 Err(_) => return false,
             },
         };
-        let load = CacheLoad { engine: Arc::clone(self), loader, stale, forced, permit };
+        let load = CacheLoad {
+            forced,
+            permit,
+            #[cfg(feature = "redis")]
+            background: true,
+            ..CacheLoad::new(self, loader, stale)
+        };
         let started = self.flights.launch(source, load);
         if started {
-            self.counters.refreshes.fetch_add(1, Ordering::Relaxed);
-            event::count_refresh();
+            self.counters.count_refresh();
         }
         started
     }

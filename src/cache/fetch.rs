@@ -11,6 +11,8 @@ use tokio::time::{Sleep, sleep};
 use super::engine::{CacheLanding, CacheLoad, Engine, Loader};
 use super::generations::Born;
 use super::shelf::{Arrival, Destination, Entry, Shelf};
+#[cfg(feature = "redis")]
+use super::shelf::{Stamp, Storing};
 use crate::error::LoadError;
 use crate::event::{self, Outcome, StaleReason};
 use crate::flight::{Fault, FirstPoll, Key, KeySource, Landed, Role, Run, Value};
@@ -148,7 +150,7 @@ where
             return Some(self.failed(LoadError::Cancelled));
         }
         self.born = Some(self.engine.shelf().generations.born());
-        let load = CacheLoad { engine: Arc::clone(self.engine), loader, stale, forced: false, permit: None };
+        let load = CacheLoad::new(self.engine, loader, stale);
         self.fly(source, load);
         None
     }
@@ -205,6 +207,11 @@ where
         };
         let outcome = match (arrival.bound_for, landed.role) {
             (Destination::Nowhere, Role::Leader) => Outcome::Hit,
+            #[cfg(feature = "redis")]
+            (Destination::Shelf(Storing { shared: Some(Stamp { outcome: Some(outcome), .. }), .. }), role) => {
+                // A stale value is as stale for those who waited for it.
+                if role == Role::Leader || matches!(outcome, Outcome::Stale { .. }) { outcome } else { Outcome::Coalesced }
+            }
             (_, Role::Leader) => Outcome::Loaded,
             (_, Role::Follower) => Outcome::Coalesced,
         };

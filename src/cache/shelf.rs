@@ -14,6 +14,8 @@ use std::time::Instant;
 use moka::notification::RemovalCause;
 
 use super::generations::{Born, Generations, Mark};
+#[cfg(feature = "redis")]
+use crate::clock::Tick;
 use crate::clock::Timeline;
 use crate::error::LoadError;
 use crate::flight::{Fault, Key, Settle, Value};
@@ -64,6 +66,9 @@ pub(crate) struct Entry<V> {
     fresh_until: Option<Instant>,
     born: Born,
     pub(crate) tags: Option<Arc<[Mark]>>,
+    /// Among the loads of all instances; 0 for one that no other instance heard of.
+    #[cfg(feature = "redis")]
+    pub(crate) token: crate::coordinate::Token,
 }
 
 /// What a flight brings: a value, and where it goes.
@@ -93,6 +98,32 @@ pub(crate) struct Storing {
     pub(crate) cost: std::time::Duration,
     pub(crate) born: Born,
     pub(crate) tags: Option<Arc<[Mark]>>,
+    /// Of a cache that shares its values.
+    #[cfg(feature = "redis")]
+    pub(crate) shared: Option<Stamp>,
+}
+
+/// What a shared cache knows of a value beyond its life, which then is exact: its jitter is in it.
+#[cfg(feature = "redis")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) token: crate::coordinate::Token,
+    /// How the flight came by the value, if not by its own load.
+    pub(crate) outcome: Option<crate::event::Outcome>,
+}
+
+impl Storing {
+    /// A life that is as long as its setting says, less jitter.
+    pub(crate) fn new(life: Lifetime, cost: std::time::Duration, born: Born) -> Self {
+        Self {
+            life,
+            cost,
+            born,
+            tags: None,
+            #[cfg(feature = "redis")]
+            shared: None,
+        }
+    }
 }
 
 struct Departures<K, V> {
@@ -206,12 +237,31 @@ where
         if self.is_fresh(&entry) { Some(entry) } else { None }
     }
 
+    /// A time to live with its jitter.
+    #[cfg(feature = "redis")]
+    pub(crate) fn jittered(&self, ttl: std::time::Duration) -> std::time::Duration {
+        let times =
+            Times::new(Tick(0), &Lifetime::fresh_for(ttl), self.jitter, self.random.unit(), ttl);
+        times.fresh_until.since(Tick(0))
+    }
+
     /// Stores `value` as of now.
     pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
-        let times =
-            Times::new(self.timeline.now(), &storing.life, self.jitter, self.random.unit(), storing.cost);
+        #[cfg(feature = "redis")]
+        let jitter = if storing.shared.is_some() { 0.0 } else { self.jitter };
+        #[cfg(not(feature = "redis"))]
+        let jitter = self.jitter;
+        let times = Times::new(self.timeline.now(), &storing.life, jitter, self.random.unit(), storing.cost);
         let fresh_until = self.timeline.instant_of(times.fresh_until);
-        let entry = Entry { value, times, fresh_until, born: storing.born, tags: storing.tags.clone() };
+        let entry = Entry {
+            value,
+            times,
+            fresh_until,
+            born: storing.born,
+            tags: storing.tags.clone(),
+            #[cfg(feature = "redis")]
+            token: storing.shared.map_or(0, |stamp| stamp.token),
+        };
         self.store.insert(key, entry);
     }
 

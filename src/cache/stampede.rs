@@ -16,6 +16,7 @@ use super::loaded::{LoadContext, Loaded};
 use super::many::fetch_many;
 use super::shelf::Storing;
 use super::stats::CacheStats;
+use crate::coordinate::{Invalidation, KeyRef};
 use crate::error::LoadError;
 use crate::flight::{Borrowed, Finish, KeySource, Owned};
 
@@ -80,8 +81,8 @@ impl<K, V, E> StampedeCache<K, V, E> {
         StampedeCacheBuilder::new()
     }
 
-    pub(super) fn from_engine(engine: Engine<K, V, E>) -> Self {
-        Self { engine: Arc::new(engine) }
+    pub(super) fn from_engine(engine: Arc<Engine<K, V, E>>) -> Self {
+        Self { engine }
     }
 }
 
@@ -319,10 +320,12 @@ where
         self.engine.flights.overrule(&key, || {
             let Some((key, value)) = pending.take() else { return };
             let born = shelf.generations.born();
-            let storing = Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None };
+            let storing = Storing::new(self.engine.insert_life(), Duration::ZERO, born);
             shelf.put(key, value, &storing);
         });
         shelf.announce();
+        // Other instances load it for themselves.
+        drop(self.engine.tell_invalid(|| Some(key)));
     }
 
     /// Drops the value under `key`. A load of the key that is under way serves those who wait for it and is not
@@ -338,15 +341,19 @@ where
     /// # Ok(())
     /// # }
     /// ```
-    pub fn invalidate<Q>(&self, key: &Q)
+    ///
+    /// Where instances share a tier this concerns all of them. The handle that is returned says when the tier has
+    /// confirmed it; it may be dropped.
+    pub fn invalidate<Q>(&self, key: &Q) -> Invalidation
     where
         K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
+        Q: KeyRef<K> + Hash + Eq + ?Sized,
     {
         // In this order: a load from before is not stored any more when the value goes.
         self.engine.flights.forget(key);
         self.engine.shelf().remove(key);
         self.engine.shelf().announce();
+        self.engine.tell_invalid(|| key.to_key())
     }
 
     /// Drops every value, and voids the loads under way as [`invalidate`](Self::invalidate) does.
@@ -361,10 +368,13 @@ where
     /// # Ok(())
     /// # }
     /// ```
-    pub fn invalidate_all(&self) {
+    ///
+    /// Where instances share a tier this concerns all of them, as [`invalidate`](Self::invalidate) does.
+    pub fn invalidate_all(&self) -> Invalidation {
         self.engine.shelf().clear();
         self.engine.flights.forget_all();
         self.engine.shelf().announce();
+        self.engine.tell_all_invalid()
     }
 
     /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry

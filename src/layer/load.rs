@@ -330,7 +330,7 @@ where
     }
 
     fn storing(&self, life: Lifetime) -> Storing {
-        Storing { life, cost: self.cost, born: self.born, tags: None }
+        Storing::new(life, self.cost, self.born)
     }
 }
 
@@ -394,7 +394,7 @@ mod tests {
         let minute = Duration::from_secs(60);
         let life = Lifetime { ttl: minute, stale_while_revalidate: minute, stale_if_error: minute };
         let storing =
-            Storing { life, cost: Duration::ZERO, born: guard.shelf().generations.born(), tags: None };
+            Storing::new(life, Duration::ZERO, guard.shelf().generations.born());
         guard.shelf().put(Arc::clone(&key), Reply::Page(Arc::new(page), None), &storing);
         recording.finish(end, None);
         let inner = tower::service_fn(|_: Request<Text>| {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use redis::Value;
+use tokio::time::Instant;
 
 use super::envelope::{HEADER, Opened, open};
 use super::events::Owner;
@@ -63,8 +64,9 @@ impl Question<'_> {
             }
             pipeline
         };
+        let asked = Instant::now();
         let answers = run(&core.link, commands).await?;
-        let answer = self.understand(core, &answers).unwrap_or(Answer::Refused);
+        let answer = self.understand(core, &answers, asked.elapsed()).unwrap_or(Answer::Refused);
         match &answer {
             Answer::Refused => core.counters.errors.add(),
             Answer::Malformed { .. } => core.counters.malformed.add(),
@@ -73,7 +75,7 @@ impl Question<'_> {
         Ok(answer)
     }
 
-    fn understand(&self, core: &Core, answers: &[Value]) -> Option<Answer> {
+    fn understand(&self, core: &Core, answers: &[Value], took: Duration) -> Option<Answer> {
         let Some(Value::Array(reply)) = answers.first() else { return None };
         let number = |at: usize| reply.get(at).and_then(integer);
         let (fresh, lives) = (number(2)?, number(3)?);
@@ -88,7 +90,8 @@ impl Question<'_> {
                 payload,
                 codec,
                 token,
-                fresh_for: ms(fresh.max(0)),
+                // As of when it was asked for: freshness is a promise.
+                fresh_for: ms(fresh.max(0)).saturating_sub(took),
                 stale_since: ms(fresh.min(0)),
                 age: whole.saturating_sub(ms(lives)),
                 lives_for: ms(lives),

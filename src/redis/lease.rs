@@ -153,7 +153,6 @@ async fn renew(core: Arc<Core>, what: Orphan, since: Instant, until: watch::Send
 pub(super) struct RedisLease {
     pub(super) held: Held,
     pub(super) schema: u32,
-    pub(super) cache: Arc<str>,
     pub(super) key: Arc<[u8]>,
 }
 

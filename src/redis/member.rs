@@ -104,8 +104,7 @@ impl RedisMember {
                 Answer::Failed(kind) => return Turn::Failed(kind_from(&kind)),
                 Answer::Lead { token, stale } => {
                     let held = Held::new(core, orphan(place, &self.owner, Some(token), &events), sent);
-                    let (cache, key) = (Arc::clone(&self.cache), Arc::clone(key));
-                    let lease = Box::new(RedisLease { held, schema: self.schema, cache, key });
+                    let lease = Box::new(RedisLease { held, schema: self.schema, key: Arc::clone(key) });
                     return Turn::Lead { lease, stale };
                 }
                 Answer::Stale { value, token, left } => {
