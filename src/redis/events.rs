@@ -9,7 +9,7 @@ use tokio::sync::futures::Notified;
 
 use crate::sync::Mutex;
 
-/// A random name for one cache handle, as text.
+/// A random name for a cache or for who asks for a lease, as text.
 pub(super) type Owner = Arc<str>;
 
 pub(super) const OWNER_BYTES: usize = 32;

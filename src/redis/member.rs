@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::acquire::{Answer, Question};
-use super::events::{Listener, Owner, rest};
+use super::events::{Listener, Owner, new_owner, rest};
 use super::keys::Place;
 use super::lease::{Held, LOCAL, RedisLease, kind_from, orphan};
 use super::link::Fault;
@@ -59,13 +59,15 @@ impl RedisMember {
             return Turn::Alone;
         }
         let place = self.place(self.schema, key);
+        // Of its own for each flight: asking twice is asking once, and no other flight's lease is taken for its own.
+        let owner = new_owner();
         let events: Arc<[u8]> = rest(&self.owner, &self.cache, key).into();
         let listener = Listener::new(&core.waits, &self.cache, key);
         let mut question = Question {
             place: &place,
             schema: self.schema,
             key,
-            owner: &self.owner,
+            owner: &owner,
             newer_than: ask.newer_than.unwrap_or(0),
             awaited: 0,
             void: 0,
@@ -73,7 +75,7 @@ impl RedisMember {
         };
         let mut waited = false;
         let mut until = None;
-        let mine = orphan(place.clone(), &self.owner, None, &events);
+        let mine = orphan(place.clone(), &owner, None, &events);
         loop {
             // Before the question: what happens after the answer is heard.
             let word = listener.next_word();
@@ -94,16 +96,14 @@ impl RedisMember {
                     return Turn::Alone;
                 }
             };
-            if until.take().is_some() {
-                core.undone.remove_orphan(&mine);
-            }
+            until = None;
             let (token, left) = match answer {
                 Answer::Hit(value) => return Turn::Hit { value, waited },
                 Answer::Refused => return Turn::Alone,
                 Answer::Failed(kind) if kind == LOCAL => return Turn::Alone,
                 Answer::Failed(kind) => return Turn::Failed(kind_from(&kind)),
                 Answer::Lead { token, stale } => {
-                    let held = Held::new(core, orphan(place, &self.owner, Some(token), &events), sent);
+                    let held = Held::new(core, orphan(place, &owner, Some(token), &events), sent);
                     let lease = Box::new(RedisLease { held, schema: self.schema, key: Arc::clone(key) });
                     return Turn::Lead { lease, stale };
                 }

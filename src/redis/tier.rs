@@ -1,6 +1,6 @@
 //! The tier: one pair of connections and what all caches and locks on it share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -322,8 +322,7 @@ impl Core {
             }
             self.ready.store(generation, Ordering::Release);
         }
-        // With the circuit closed, whoever left one behind is asking for it again.
-        let orphans = if self.link.is_up() { HashSet::new() } else { self.undone.take_orphans() };
+        let orphans = self.undone.take_orphans();
         for (at, orphan) in orphans.iter().enumerate() {
             let release = single(self.release(Form::Code, orphan, "", Duration::ZERO));
             if !matches!(timeout(limit, wire.send(&release)).await, Ok(Ok(_))) {

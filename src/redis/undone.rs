@@ -176,11 +176,6 @@ impl Undone {
         }
     }
 
-    /// Redis has told what became of it.
-    pub(super) fn remove_orphan(&self, orphan: &Orphan) {
-        self.orphans.lock().remove(orphan);
-    }
-
     pub(super) fn take_orphans(&self) -> HashSet<Orphan> {
         std::mem::take(&mut *self.orphans.lock())
     }
