@@ -66,12 +66,18 @@ fn unusable(why: &str) -> RedisTierError {
     ))
 }
 
+fn missing(scheme: &str) -> RedisTierError {
+    let feature = scheme.replace("rediss", "redis");
+    RedisTierError::Url(format!("{scheme}:// needs this crate's feature `{feature}`"))
+}
+
 /// What the client says of a URL or of its settings. Its text names neither user nor password.
 fn refused_url(error: &RedisError) -> RedisTierError {
     unusable(error.detail().unwrap_or("it cannot be parsed"))
 }
 
 /// A URL that may name several nodes.
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
 struct Parts<'a> {
     scheme: &'static str,
     user: &'a str,
@@ -79,6 +85,7 @@ struct Parts<'a> {
     path: &'a str,
 }
 
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
 fn parts<'a>(scheme: &'static str, rest: &'a str) -> Result<Parts<'a>, RedisTierError> {
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -96,6 +103,7 @@ fn settled(info: &ConnectionInfo) -> ConnectionInfo {
     info.clone().set_redis_settings(settings).set_tcp_settings(tcp)
 }
 
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
 impl Parts<'_> {
     fn node(&self, host: &str, database: &str) -> Result<ConnectionInfo, RedisTierError> {
         let at = if self.user.is_empty() { "" } else { "@" };
@@ -109,11 +117,15 @@ impl Connector {
     pub(super) fn new(url: &str, operation_timeout: Duration) -> Result<Self, RedisTierError> {
         // A handshake is a few round trips.
         let timeout = (operation_timeout * 2).max(Duration::from_millis(500));
-        let Some((scheme, rest)) = url.split_once("://") else { return Err(unusable("it has no scheme")) };
+        let Some((scheme, _rest)) = url.split_once("://") else { return Err(unusable("it has no scheme")) };
         let kind = match scheme {
-            "redis-cluster" => cluster(&parts("redis", rest)?, timeout)?,
-            "rediss-cluster" => cluster(&parts("rediss", rest)?, timeout)?,
-            "redis-sentinel" => sentinel(&parts("redis", rest)?)?,
+            #[cfg(feature = "redis-cluster")]
+            "redis-cluster" => cluster(&parts("redis", _rest)?, timeout)?,
+            #[cfg(feature = "redis-cluster")]
+            "rediss-cluster" => cluster(&parts("rediss", _rest)?, timeout)?,
+            #[cfg(feature = "redis-sentinel")]
+            "redis-sentinel" => sentinel(&parts("redis", _rest)?)?,
+            "redis-cluster" | "rediss-cluster" | "redis-sentinel" => return Err(missing(scheme)),
             _ => {
                 let info = url.into_connection_info().map_err(|error| refused_url(&error))?;
                 Kind::Node(Client::open(settled(&info)).map_err(|error| refused_url(&error))?)
@@ -189,11 +201,6 @@ fn cluster(parts: &Parts<'_>, timeout: Duration) -> Result<Kind, RedisTierError>
     Ok(Kind::Cluster(client, seeds))
 }
 
-#[cfg(not(feature = "redis-cluster"))]
-fn cluster(_: &Parts<'_>, _: Duration) -> Result<Kind, RedisTierError> {
-    Err(RedisTierError::Url("a cluster needs this crate's feature `redis-cluster`".into()))
-}
-
 #[cfg(feature = "redis-sentinel")]
 fn sentinel(parts: &Parts<'_>) -> Result<Kind, RedisTierError> {
     use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
@@ -213,11 +220,6 @@ fn sentinel(parts: &Parts<'_>) -> Result<Kind, RedisTierError> {
     let client = SentinelClient::build(sentinels, master.to_string(), Some(node), SentinelServerType::Master);
     let client = client.map_err(|error| refused_url(&error))?;
     Ok(Kind::Sentinel(Box::new(tokio::sync::Mutex::new(client))))
-}
-
-#[cfg(not(feature = "redis-sentinel"))]
-fn sentinel(_: &Parts<'_>) -> Result<Kind, RedisTierError> {
-    Err(RedisTierError::Url("Sentinel needs this crate's feature `redis-sentinel`".into()))
 }
 
 /// What no later attempt would change; `None` for a server that is out of reach or not ready.

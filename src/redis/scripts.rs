@@ -56,8 +56,12 @@ impl Script {
     }
 }
 
-/// Makes a server know all scripts.
+/// Makes a server know all scripts. Those of a cluster learn each when it is first needed.
 pub(super) async fn introduce(wire: &mut Wire) -> redis::RedisResult<()> {
+    #[cfg(feature = "redis-cluster")]
+    if let Wire::Cluster(_) = wire {
+        return Ok(());
+    }
     let mut commands = redis::pipe();
     for script in ALL {
         commands.cmd("SCRIPT").arg("LOAD").arg(script.code);

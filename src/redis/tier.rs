@@ -195,9 +195,7 @@ impl RedisTier {
 /// A connection whose server knows the scripts.
 async fn first_contact(connector: &Connector) -> Result<Wire, RedisError> {
     let mut wire = connector.commands().await?;
-    if let Wire::Node(_) = wire {
-        introduce(&mut wire).await?;
-    }
+    introduce(&mut wire).await?;
     Ok(wire)
 }
 
@@ -312,9 +310,7 @@ impl Core {
     async fn settle(&self, mut wire: Wire, generation: u64) -> bool {
         let limit = self.config.operation_timeout;
         if self.ready.load(Ordering::Acquire) != generation {
-            if let Wire::Node(_) = wire
-                && !matches!(timeout(limit, introduce(&mut wire)).await, Ok(Ok(())))
-            {
+            if !matches!(timeout(limit, introduce(&mut wire)).await, Ok(Ok(()))) {
                 return false;
             }
             if !self.read_epochs(&mut wire).await {

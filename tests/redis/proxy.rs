@@ -14,6 +14,8 @@ struct Rules {
     hole: AtomicBool,
     /// Answers are swallowed from the next request on that holds this text.
     swallow_after: std::sync::Mutex<Option<Vec<u8>>>,
+    /// The connection is cut right behind that request.
+    cut: AtomicBool,
     connections: AtomicUsize,
 }
 
@@ -52,6 +54,12 @@ impl Proxy {
         *self.rules.swallow_after.lock().unwrap() = Some(text.into());
     }
 
+    /// The next request that holds `text` reaches the server, and then its connection is cut.
+    pub(crate) fn cut_after(&self, text: &str) {
+        self.rules.cut.store(true, Ordering::SeqCst);
+        self.swallow_answers_after(text);
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.rules.connections.load(Ordering::SeqCst)
     }
@@ -82,6 +90,9 @@ async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
                 }
             }
             if to_server.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
+            if muting.load(Ordering::SeqCst) && requests.cut.swap(false, Ordering::SeqCst) {
                 return;
             }
         }

@@ -121,6 +121,15 @@ impl Server {
         try_raw(self.port, format!("{command}\r\n").as_bytes()).expect("the server answers")
     }
 
+    /// Makes the server answer nobody for so many milliseconds, beginning before this returns.
+    pub(crate) fn pause(&self, millis: u32) {
+        let mut stream = TcpStream::connect(self.addr()).unwrap();
+        stream.write_all(format!("CLIENT PAUSE {millis}\r\n").as_bytes()).unwrap();
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
     /// The same with words of any bytes.
     pub(crate) fn run(&self, words: &[&[u8]]) -> String {
         let mut sent = format!("*{}\r\n", words.len()).into_bytes();
