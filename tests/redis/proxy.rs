@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 #[derive(Default)]
@@ -17,6 +18,10 @@ struct Rules {
     /// The connection is cut right behind that request.
     cut: AtomicBool,
     connections: AtomicUsize,
+    /// Of connections that are made from now on.
+    target: std::sync::Mutex<Option<SocketAddr>>,
+    /// Cuts the connections there are.
+    cut_all: Notify,
 }
 
 pub(crate) struct Proxy {
@@ -33,6 +38,7 @@ impl Proxy {
         let mine = Arc::clone(&rules);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let target = mine.target.lock().unwrap().unwrap_or(target);
                 let Ok(server) = TcpStream::connect(target).await else { continue };
                 mine.connections.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(pass(client, server, Arc::clone(&mine)));
@@ -47,6 +53,12 @@ impl Proxy {
 
     pub(crate) fn black_hole(&self, on: bool) {
         self.rules.hole.store(on, Ordering::SeqCst);
+    }
+
+    /// Cuts all connections and leads new ones elsewhere.
+    pub(crate) fn retarget(&self, target: SocketAddr) {
+        *self.rules.target.lock().unwrap() = Some(target);
+        self.rules.cut_all.notify_waiters();
     }
 
     /// From the next request that holds `text`, that connection's answers are lost.
@@ -72,6 +84,7 @@ impl Drop for Proxy {
 }
 
 async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
+    let end = Arc::clone(&rules);
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let mute = Arc::new(AtomicBool::new(false));
@@ -114,5 +127,9 @@ async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
     tokio::select! {
         _ = &mut there => back.abort(),
         _ = &mut back => there.abort(),
+        () = end.cut_all.notified() => {
+            there.abort();
+            back.abort();
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Redis servers of a test's own, and ways to make them fail.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -66,16 +66,30 @@ impl Server {
         server
     }
 
+    /// A sentinel that watches a master by the name of `mymaster`.
+    #[cfg(feature = "redis-sentinel")]
+    pub(crate) fn sentinel(master: u16) -> Self {
+        let (folder, port) = (Folder::new(), free_port());
+        let file = folder.0.join("sentinel.conf");
+        let settings = format!(
+            "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {master} 1\n\
+             sentinel down-after-milliseconds mymaster 400\nsentinel failover-timeout mymaster 2000\n"
+        );
+        std::fs::write(&file, settings).unwrap();
+        let mut command = Command::new("redis-server");
+        command.arg(&file).arg("--sentinel").current_dir(&folder.0);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut server = Self { child, port, folder, args: Vec::new() };
+        server.wait_until_it_answers();
+        server
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
-    }
-
-    pub(crate) fn folder(&self) -> &PathBuf {
-        &self.folder.0
     }
 
     fn wait_until_it_answers(&mut self) {
@@ -164,15 +178,11 @@ pub(crate) fn signal(pid: u32, name: &str) {
 
 fn spawn(port: u16, folder: &Folder, args: &[String]) -> Child {
     let mut command = Command::new("redis-server");
-    // A file of its own lets it be a sentinel.
-    if args.first().is_some_and(|first| first.ends_with(".conf")) {
-        command.arg(&args[0]);
-    }
     command
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
         .arg(&folder.0)
         .args(["--save", "", "--appendonly", "no", "--loglevel", "warning"])
-        .args(args.iter().filter(|arg| !arg.ends_with(".conf")))
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -183,12 +193,11 @@ fn try_raw(port: u16, sent: &[u8]) -> Option<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream.write_all(sent).ok()?;
-    // The server answers commands of one connection in turn, and closes after this one.
-    stream.write_all(b"QUIT\r\n").ok()?;
+    // The server answers, and then it closes, too.
+    stream.shutdown(Shutdown::Write).ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    Some(answer.strip_suffix("+OK\r\n").unwrap_or(&answer).to_string())
+    Some(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Short times, so that tests are.
@@ -209,15 +218,6 @@ pub(crate) async fn tier(server: &Server) -> RedisTier {
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < end, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Waits until something holds that has to be asked for.
-pub(crate) async fn until_async<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let end = Instant::now() + PATIENCE;
-    while !holds().await {
         assert!(Instant::now() < end, "never: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
