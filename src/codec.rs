@@ -115,7 +115,7 @@ mod tests {
     fn a_value_comes_back_as_it_was_and_a_damaged_one_does_not_come_back() {
         let value: Wide = (1 << 40, Some("é".into()), vec![vec![1, 2], vec![]]);
         let bytes = coded(&value);
-        assert_eq!(PostcardCodec.decode(&bytes).unwrap(), value);
+        assert_eq!(Codec::<Wide>::decode(&PostcardCodec, &bytes).unwrap(), value);
         for end in 0..bytes.len() {
             let cut: Result<Wide, _> = PostcardCodec.decode(&bytes[..end]);
             assert!(cut.is_err(), "{end}");

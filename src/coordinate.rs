@@ -377,6 +377,7 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigEr
 mod tests {
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value)] // literals, mostly
     fn round<K: SharedKey + PartialEq + fmt::Debug>(key: K) -> Vec<u8> {
         let mut bytes = Vec::new();
         key.write(&mut bytes);
@@ -400,9 +401,8 @@ mod tests {
         assert_ne!(pair("a:", "b"), pair("a", ":b"));
         assert_ne!(pair("", "1:"), pair("1:", ""));
         round(((1_u8, String::from("x:")), 7_i64));
-        type Pair = (String, String);
         for bad in ["", "1", ":", "2:a", "-1:a", "99999999999999999999:a"] {
-            assert_eq!(Pair::read(bad.as_bytes()), None, "{bad}");
+            assert_eq!(<(String, String)>::read(bad.as_bytes()), None, "{bad}");
         }
     }
 

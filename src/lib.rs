@@ -96,6 +96,8 @@ mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+#[cfg(feature = "redis")]
+pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
 #[cfg(feature = "cache")]
 pub use cache::{
     CacheStats, EvictionCause, Fetched, LoadContext, Loaded, StampedeCache, StampedeCacheBuilder,
@@ -119,7 +121,5 @@ pub use layer::{
 };
 #[cfg(feature = "cache")]
 pub use policy::EarlyRefresh;
-#[cfg(feature = "redis")]
-pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
 #[cfg(feature = "test-util")]
 pub use test_util::ManualClock;

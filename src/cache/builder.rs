@@ -3,18 +3,18 @@
 use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use super::engine::Engine;
+#[cfg(feature = "redis")]
+use super::shared::{Schemas, Tiering};
 use super::shelf::{EvictionCause, EvictionListener, Shelf, ShelfConfig, Weigher};
 use super::stampede::StampedeCache;
 use super::stats::Counters;
-#[cfg(feature = "redis")]
-use super::shared::{Schemas, Tiering};
 use crate::clock::{Clock, Timeline};
 #[cfg(feature = "redis")]
 use crate::codec::{Codec, PostcardCodec};
@@ -335,7 +335,8 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         #[cfg(feature = "redis")]
         let joining = self.tiering.zip(self.name);
         // An engine may be told about other instances' doings, by whoever holds it weakly.
-        Ok(StampedeCache::from_engine(Arc::new_cyclic(|_engine| Engine {
+        #[cfg_attr(not(feature = "redis"), allow(unused_variables))]
+        let engine = |engine: &Weak<_>| Engine {
             flights: Flights::new(self.flights, shelf),
             life: self.life,
             soft_timeout: self.soft_timeout,
@@ -343,8 +344,9 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             governor: governor.map(|loads| Arc::new(Semaphore::new(loads))),
             closed: AtomicBool::new(false),
             #[cfg(feature = "redis")]
-            shared: joining.map(|(tiering, name)| tiering.join(_engine, name, self.schemas)),
-        })))
+            shared: joining.map(|(tiering, name)| tiering.join(engine, name, self.schemas)),
+        };
+        Ok(StampedeCache::from_engine(Arc::new_cyclic(engine)))
     }
 }
 

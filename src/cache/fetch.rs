@@ -208,9 +208,16 @@ where
         let outcome = match (arrival.bound_for, landed.role) {
             (Destination::Nowhere, Role::Leader) => Outcome::Hit,
             #[cfg(feature = "redis")]
-            (Destination::Shelf(Storing { shared: Some(Stamp { outcome: Some(outcome), .. }), .. }), role) => {
+            (
+                Destination::Shelf(Storing { shared: Some(Stamp { outcome: Some(outcome), .. }), .. }),
+                role,
+            ) => {
                 // A stale value is as stale for those who waited for it.
-                if role == Role::Leader || matches!(outcome, Outcome::Stale { .. }) { outcome } else { Outcome::Coalesced }
+                if role == Role::Leader || matches!(outcome, Outcome::Stale { .. }) {
+                    outcome
+                } else {
+                    Outcome::Coalesced
+                }
             }
             (_, Role::Leader) => Outcome::Loaded,
             (_, Role::Follower) => Outcome::Coalesced,

@@ -37,7 +37,12 @@ impl<K: SharedKey, V> Tiering<K, V> {
 }
 
 impl<K, V> Tiering<K, V> {
-    pub(super) fn join<E>(self, engine: &Weak<Engine<K, V, E>>, name: Arc<str>, schemas: Schemas) -> Shared<K, V>
+    pub(super) fn join<E>(
+        self,
+        engine: &Weak<Engine<K, V, E>>,
+        name: Arc<str>,
+        schemas: Schemas,
+    ) -> Shared<K, V>
     where
         K: Key,
         V: Value,
@@ -83,9 +88,9 @@ pub(super) struct Errand<K> {
 /// value is served if a load fails, not before.
 fn capped(life: Lifetime, cap: Duration) -> Lifetime {
     let ttl = life.ttl.min(cap);
-    let rest = life.ttl - ttl;
-    let stale_while_revalidate =
-        if rest.is_zero() { life.stale_while_revalidate.min(cap - ttl) } else { Duration::ZERO };
+    let rest = life.ttl.saturating_sub(ttl);
+    // Where the cap cuts freshness short, it leaves nothing.
+    let stale_while_revalidate = life.stale_while_revalidate.min(cap.saturating_sub(ttl));
     Lifetime { ttl, stale_while_revalidate, stale_if_error: rest + life.stale_if_error }
 }
 
@@ -249,7 +254,9 @@ where
                 });
                 Ok(arrival)
             }
-            Some((decoded, value)) if !self.errand.background && value.stale_since < windows.stale_if_error => {
+            Some((decoded, value))
+                if !self.errand.background && value.stale_since < windows.stale_if_error =>
+            {
                 let loaded = self.fly(lease, own).await;
                 loaded.or_else(|_| {
                     let outcome = Outcome::Stale { age: value.age, reason: StaleReason::LoadFailed };

@@ -240,8 +240,7 @@ where
     /// A time to live with its jitter.
     #[cfg(feature = "redis")]
     pub(crate) fn jittered(&self, ttl: std::time::Duration) -> std::time::Duration {
-        let times =
-            Times::new(Tick(0), &Lifetime::fresh_for(ttl), self.jitter, self.random.unit(), ttl);
+        let times = Times::new(Tick(0), &Lifetime::fresh_for(ttl), self.jitter, self.random.unit(), ttl);
         times.fresh_until.since(Tick(0))
     }
 

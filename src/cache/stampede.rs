@@ -370,6 +370,7 @@ where
     /// ```
     ///
     /// Where instances share a tier this concerns all of them, as [`invalidate`](Self::invalidate) does.
+    #[allow(clippy::must_use_candidate)] // what it does is done
     pub fn invalidate_all(&self) -> Invalidation {
         self.engine.shelf().clear();
         self.engine.flights.forget_all();

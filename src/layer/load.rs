@@ -393,8 +393,7 @@ mod tests {
         );
         let minute = Duration::from_secs(60);
         let life = Lifetime { ttl: minute, stale_while_revalidate: minute, stale_if_error: minute };
-        let storing =
-            Storing::new(life, Duration::ZERO, guard.shelf().generations.born());
+        let storing = Storing::new(life, Duration::ZERO, guard.shelf().generations.born());
         guard.shelf().put(Arc::clone(&key), Reply::Page(Arc::new(page), None), &storing);
         recording.finish(end, None);
         let inner = tower::service_fn(|_: Request<Text>| {

@@ -34,12 +34,25 @@ pub(super) struct Question<'a> {
 pub(super) enum Answer {
     Hit(SharedValue),
     /// It is stale, and another instance holds the lease of that token for that long; for zero, nobody is to load now.
-    Stale { value: SharedValue, token: u64, left: Duration },
-    Lead { token: u64, stale: Option<SharedValue> },
-    Wait { token: u64, left: Duration },
+    Stale {
+        value: SharedValue,
+        token: u64,
+        left: Duration,
+    },
+    Lead {
+        token: u64,
+        stale: Option<SharedValue>,
+    },
+    Wait {
+        token: u64,
+        left: Duration,
+    },
     Failed(String),
     /// What Redis has is not what it should be; its token.
-    Malformed { token: u64, held_by: Option<(u64, Duration)> },
+    Malformed {
+        token: u64,
+        held_by: Option<(u64, Duration)>,
+    },
     /// Redis answered with an error: there is nothing to be had from it for this key.
     Refused,
 }

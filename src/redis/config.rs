@@ -92,7 +92,11 @@ impl RedisConfig {
             return Err(ConfigError::new("error_backoff", self.error_backoff, "at most a day"));
         }
         if self.max_value_bytes == 0 || self.max_value_bytes > MOST_BYTES {
-            return Err(ConfigError::new("max_value_bytes", self.max_value_bytes, "from 1 to just under 512 MiB"));
+            return Err(ConfigError::new(
+                "max_value_bytes",
+                self.max_value_bytes,
+                "from 1 to just under 512 MiB",
+            ));
         }
         Ok(())
     }

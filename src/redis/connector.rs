@@ -46,9 +46,9 @@ impl Wire {
 }
 
 enum Kind {
-    Node(Client),
+    Node(Box<Client>),
     #[cfg(feature = "redis-cluster")]
-    Cluster(redis::cluster::ClusterClient, Vec<Client>),
+    Cluster(Box<redis::cluster::ClusterClient>, Vec<Client>),
     #[cfg(feature = "redis-sentinel")]
     Sentinel(Box<tokio::sync::Mutex<redis::sentinel::SentinelClient>>),
 }
@@ -66,9 +66,14 @@ fn unusable(why: &str) -> RedisTierError {
     ))
 }
 
-fn missing(scheme: &str) -> RedisTierError {
-    let feature = scheme.replace("rediss", "redis");
-    RedisTierError::Url(format!("{scheme}:// needs this crate's feature `{feature}`"))
+#[cfg(not(feature = "redis-cluster"))]
+fn cluster(_: &'static str, _: &str, _: Duration) -> Result<Kind, RedisTierError> {
+    Err(RedisTierError::Url("a cluster needs this crate's feature `redis-cluster`".into()))
+}
+
+#[cfg(not(feature = "redis-sentinel"))]
+fn sentinel(_: &'static str, _: &str) -> Result<Kind, RedisTierError> {
+    Err(RedisTierError::Url("Sentinel needs this crate's feature `redis-sentinel`".into()))
 }
 
 /// What the client says of a URL or of its settings. Its text names neither user nor password.
@@ -117,18 +122,14 @@ impl Connector {
     pub(super) fn new(url: &str, operation_timeout: Duration) -> Result<Self, RedisTierError> {
         // A handshake is a few round trips.
         let timeout = (operation_timeout * 2).max(Duration::from_millis(500));
-        let Some((scheme, _rest)) = url.split_once("://") else { return Err(unusable("it has no scheme")) };
+        let Some((scheme, rest)) = url.split_once("://") else { return Err(unusable("it has no scheme")) };
         let kind = match scheme {
-            #[cfg(feature = "redis-cluster")]
-            "redis-cluster" => cluster(&parts("redis", _rest)?, timeout)?,
-            #[cfg(feature = "redis-cluster")]
-            "rediss-cluster" => cluster(&parts("rediss", _rest)?, timeout)?,
-            #[cfg(feature = "redis-sentinel")]
-            "redis-sentinel" => sentinel(&parts("redis", _rest)?)?,
-            "redis-cluster" | "rediss-cluster" | "redis-sentinel" => return Err(missing(scheme)),
+            "redis-cluster" => cluster("redis", rest, timeout)?,
+            "rediss-cluster" => cluster("rediss", rest, timeout)?,
+            "redis-sentinel" => sentinel("redis", rest)?,
             _ => {
                 let info = url.into_connection_info().map_err(|error| refused_url(&error))?;
-                Kind::Node(Client::open(settled(&info)).map_err(|error| refused_url(&error))?)
+                Kind::Node(Box::new(Client::open(settled(&info)).map_err(|error| refused_url(&error))?))
             }
         };
         Ok(Self { kind, timeout })
@@ -186,7 +187,8 @@ impl Connector {
 }
 
 #[cfg(feature = "redis-cluster")]
-fn cluster(parts: &Parts<'_>, timeout: Duration) -> Result<Kind, RedisTierError> {
+fn cluster(scheme: &'static str, rest: &str, timeout: Duration) -> Result<Kind, RedisTierError> {
+    let parts = parts(scheme, rest)?;
     let nodes = parts.hosts.iter().map(|host| parts.node(host, parts.path));
     let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
     let seeds = nodes.iter().map(|node| Client::open(node.clone()).map_err(|error| refused_url(&error)));
@@ -198,26 +200,29 @@ fn cluster(parts: &Parts<'_>, timeout: Duration) -> Result<Kind, RedisTierError>
         .response_timeout(timeout)
         .build()
         .map_err(|error| refused_url(&error))?;
-    Ok(Kind::Cluster(client, seeds))
+    Ok(Kind::Cluster(Box::new(client), seeds))
 }
 
 #[cfg(feature = "redis-sentinel")]
-fn sentinel(parts: &Parts<'_>) -> Result<Kind, RedisTierError> {
+fn sentinel(scheme: &'static str, rest: &str) -> Result<Kind, RedisTierError> {
     use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 
+    let parts = parts(scheme, rest)?;
     let (master, database) = parts.path.split_once('/').unwrap_or((parts.path, ""));
     if master.is_empty() {
         return Err(unusable("the name of the master is missing"));
     }
     // User, password and database are the master's; sentinels are asked without.
-    let anonymous = Parts { user: "", hosts: Vec::new(), ..*parts };
+    let anonymous = Parts { user: "", hosts: Vec::new(), ..parts };
     let sentinels = parts.hosts.iter().map(|host| anonymous.node(host, ""));
     let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
     let node = parts.node(parts.hosts[0], database)?;
     let node = SentinelNodeConnectionInfo::default()
         .set_redis_connection_info(node.redis_settings().clone())
         .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    let client = SentinelClient::build(sentinels, master.to_string(), Some(node), SentinelServerType::Master);
+    // Its type of the name depends on the client's features.
+    let master: String = master.into();
+    let client = SentinelClient::build(sentinels, master, Some(node), SentinelServerType::Master);
     let client = client.map_err(|error| refused_url(&error))?;
     Ok(Kind::Sentinel(Box::new(tokio::sync::Mutex::new(client))))
 }
@@ -251,7 +256,9 @@ mod tests {
 
     #[test]
     fn a_wrong_url_is_refused_with_the_right_form_and_without_its_password() {
-        for url in ["", "localhost:6379", "http://localhost", "redis://:hunter2@:bad", "redis://h:hunter2/x/y"] {
+        for url in
+            ["", "localhost:6379", "http://localhost", "redis://:hunter2@:bad", "redis://h:hunter2/x/y"]
+        {
             let text = refusal(url);
             assert!(text.contains("redis://[user:password@]host"), "{url}: {text}");
             assert!(!text.contains("hunter2"), "{text}");

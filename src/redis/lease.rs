@@ -85,7 +85,11 @@ impl Held {
     }
 
     /// Gives the lease back; false if it was not held any more, an error if nobody knows.
-    pub(super) async fn release(mut self, kind: &'static str, told_for: std::time::Duration) -> Result<bool, ()> {
+    pub(super) async fn release(
+        mut self,
+        kind: &'static str,
+        told_for: std::time::Duration,
+    ) -> Result<bool, ()> {
         self.end();
         let (core, what) = (Arc::clone(&self.core), self.what.clone());
         drop(self);
@@ -234,6 +238,11 @@ impl Lease for RedisLease {
 }
 
 /// What a script is told of a lease.
-pub(super) fn orphan(place: super::keys::Place, owner: &Owner, token: Option<u64>, rest: &Arc<[u8]>) -> Orphan {
+pub(super) fn orphan(
+    place: super::keys::Place,
+    owner: &Owner,
+    token: Option<u64>,
+    rest: &Arc<[u8]>,
+) -> Orphan {
     Orphan { place, owner: Arc::clone(owner), token, rest: Arc::clone(rest) }
 }

@@ -286,10 +286,8 @@ impl Core {
     /// Learns what was voided as a whole while this instance did not listen.
     pub(super) async fn read_epochs(&self, wire: &mut Wire) -> bool {
         let read = single(redis::cmd("HGETALL").arg(epochs(&self.config.namespace)).clone());
-        let answers = match timeout(self.config.operation_timeout, wire.send(&read)).await {
-            Ok(Ok(answers)) => answers,
-            _ => return false,
-        };
+        let answer = timeout(self.config.operation_timeout, wire.send(&read)).await;
+        let Ok(Ok(answers)) = answer else { return false };
         match answers.into_iter().next() {
             Some(Value::Map(found)) => {
                 for (cache, token) in found {
@@ -344,7 +342,12 @@ impl Core {
     }
 
     /// Sends an invalidation that was noted; what comes of it is known by its handle.
-    pub(super) fn invalidate(self: &Arc<Self>, target: Target, owner: Owner, places: Arc<[Place]>) -> Invalidation {
+    pub(super) fn invalidate(
+        self: &Arc<Self>,
+        target: Target,
+        owner: Owner,
+        places: Arc<[Place]>,
+    ) -> Invalidation {
         let (answer, told) = oneshot::channel();
         let invalidate = self.undone.add(target, owner, places, answer);
         let core = Arc::clone(self);
@@ -367,21 +370,17 @@ impl Core {
 
     fn invalidation(&self, form: Form, invalidate: &Invalidate) -> redis::Cmd {
         let target = &invalidate.target;
-        match &target.key {
-            Some(key) => {
-                let keys: Vec<_> =
-                    invalidate.places.iter().flat_map(|place| [place.value(), place.control()]).collect();
-                let mut call = INVALIDATE.call(form, &keys);
-                call.arg(&self.channel).arg(self.control_life());
-                call.arg(rest(&invalidate.owner, &target.cache, key));
-                call
-            }
-            None => {
-                let mut call = EPOCH.call(form, &[epochs(&self.config.namespace)]);
-                call.arg(&*target.cache).arg(&self.channel);
-                call.arg(rest(&invalidate.owner, &target.cache, &[]));
-                call
-            }
+        if let Some(key) = &target.key {
+            let names = invalidate.places.iter().flat_map(|place| [place.value(), place.control()]);
+            let mut call = INVALIDATE.call(form, &names.collect::<Vec<_>>());
+            call.arg(&self.channel).arg(self.control_life());
+            call.arg(rest(&invalidate.owner, &target.cache, key));
+            call
+        } else {
+            let mut call = EPOCH.call(form, &[epochs(&self.config.namespace)]);
+            call.arg(&*target.cache).arg(&self.channel);
+            call.arg(rest(&invalidate.owner, &target.cache, &[]));
+            call
         }
     }
 
@@ -389,7 +388,11 @@ impl Core {
     pub(super) fn release(&self, form: Form, held: &Orphan, kind: &str, told_for: Duration) -> redis::Cmd {
         let mut call = RELEASE.call(form, &[held.place.control()]);
         call.arg(&*held.owner).arg(held.token.map_or_else(String::new, |token| token.to_string()));
-        call.arg(kind).arg(Self::millis(told_for)).arg(&self.channel).arg(self.control_life()).arg(&*held.rest);
+        call.arg(kind)
+            .arg(Self::millis(told_for))
+            .arg(&self.channel)
+            .arg(self.control_life())
+            .arg(&*held.rest);
         call
     }
 

@@ -27,7 +27,8 @@ fn cache(tier: &RedisTier) -> Cache {
 
 /// The value, and how it was come by.
 async fn fetch(cache: &Cache, key: u64, loads: &'static str) -> (String, Outcome) {
-    let fetched = soon(cache.get_or_load_with(key, move |_| async move { Ok(Loaded::new(loads.to_string())) }));
+    let fetched =
+        soon(cache.get_or_load_with(key, move |_| async move { Ok(Loaded::new(loads.to_string())) }));
     let fetched = fetched.await.unwrap();
     (fetched.value, fetched.outcome)
 }
@@ -200,10 +201,7 @@ async fn a_back_off_tells_the_error_to_everyone_for_its_time() {
     let failed = soon(a.get_or_load(1, || async { Err("down".to_string()) })).await;
     assert!(matches!(failed, Err(LoadError::Failed(_))));
     until("the failure is told", || server.keys().iter().any(|key| key.ends_with(":c"))).await;
-    until("the failure is told", || {
-        server.command("HGET t:1:0:{products/k1}:c m").contains("failed")
-    })
-    .await;
+    until("the failure is told", || server.command("HGET t:1:0:{products/k1}:c m").contains("failed")).await;
     let answer = soon(b.get_or_load(1, || async { Ok("unused".into()) })).await;
     assert!(matches!(answer, Err(LoadError::Remote { kind: RemoteKind::Failed })), "{answer:?}");
 }
@@ -318,7 +316,9 @@ async fn what_has_tags_or_is_uncacheable_stays_in_its_instance() {
     let tagged = |_| async { Ok(Loaded::new("tagged".to_string()).tags(["t"])) };
     soon(a.get_or_load_with(1, tagged)).await.unwrap();
     assert_eq!(a.get(&1).as_deref(), Some("tagged"));
-    soon(a.get_or_load_with(2, |_| async { Ok(Loaded::new("once".to_string()).uncacheable()) })).await.unwrap();
+    soon(a.get_or_load_with(2, |_| async { Ok(Loaded::new("once".to_string()).uncacheable()) }))
+        .await
+        .unwrap();
     until("both are kept", || one.stats().kept_local == 2).await;
     assert_eq!(fetch(&b, 1, "own").await, ("own".into(), Outcome::Loaded));
     assert_eq!(fetch(&b, 2, "own").await, ("own".into(), Outcome::Loaded));

@@ -83,7 +83,12 @@ impl Held {
 }
 
 /// A caller in another instance, which waits for that load.
-async fn waiter(tier: &RedisTier, cache: &Cache, key: u64, value: &'static str) -> JoinHandle<(String, Outcome)> {
+async fn waiter(
+    tier: &RedisTier,
+    cache: &Cache,
+    key: u64,
+    value: &'static str,
+) -> JoinHandle<(String, Outcome)> {
     let asked = tier.stats().operations;
     let cache = cache.clone();
     let waiter = tokio::spawn(async move { fetch(&cache, key, value).await });
@@ -100,7 +105,8 @@ const VALUE: &str = "t:1:0:{products/k1}:v";
 async fn f04_a_load_may_take_longer_than_its_lease() {
     let server = Server::start();
     let config = RedisConfig { lease: Duration::from_millis(150), ..quick() };
-    let (one, two) = (connect(&server.url(), config.clone()).await, connect(&server.url(), config.clone()).await);
+    let (one, two) =
+        (connect(&server.url(), config.clone()).await, connect(&server.url(), config.clone()).await);
     let (a, b) = (cache(&one), cache(&two));
     let held = Held::start(&a, 1, Ok("slow")).await;
     let waiter = waiter(&two, &b, 1, "unused").await;

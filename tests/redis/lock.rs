@@ -63,7 +63,8 @@ async fn it_is_refused_while_another_holds_it_and_free_after() {
 async fn a_dropped_guard_releases_in_the_background_and_a_waiter_is_woken() {
     let server = Server::start();
     // A lease so long that only a release can explain what follows.
-    let config = RedisConfig { lease: Duration::from_secs(3_600), max_hold: Duration::from_secs(7_200), ..quick() };
+    let config =
+        RedisConfig { lease: Duration::from_secs(3_600), max_hold: Duration::from_secs(7_200), ..quick() };
     let one = RedisTier::connect(&server.url(), config.clone()).await.unwrap();
     let two = RedisTier::connect(&server.url(), config).await.unwrap();
     let guard = RedisLock::new(&one).acquire("l").await.unwrap();

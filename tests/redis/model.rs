@@ -143,21 +143,22 @@ impl World {
             // A lease runs out.
             85..90 => {
                 self.truths[key].lease = None;
-                self.exec(redis::cmd("EVAL").arg("if redis.call('HEXISTS', KEYS[1], 'x') == 1 then redis.call('HSET', KEYS[1], 'x', '1') end return 0").arg(1).arg(place(key, "c")).clone());
+                let end = "if redis.call('HEXISTS', KEYS[1], 'x') == 1 then redis.call('HSET', KEYS[1], 'x', 1) end";
+                self.exec(redis::cmd("EVAL").arg(end).arg(1).arg(place(key, "c")));
                 Ok(())
             }
             90..93 => {
                 self.truths[key].stored = None;
-                self.exec(redis::cmd("UNLINK").arg(place(key, "v")).clone());
+                self.exec(redis::cmd("UNLINK").arg(place(key, "v")));
                 Ok(())
             }
             93..96 => {
                 self.truths[key].lease = None;
-                self.exec(redis::cmd("UNLINK").arg(place(key, "c")).clone());
+                self.exec(redis::cmd("UNLINK").arg(place(key, "c")));
                 Ok(())
             }
             96..98 => {
-                self.exec(redis::cmd("FLUSHALL").clone());
+                self.exec(&redis::cmd("FLUSHALL"));
                 for truth in &mut self.truths {
                     (truth.lease, truth.stored) = (None, None);
                 }
@@ -175,7 +176,7 @@ impl World {
         self.below(count)
     }
 
-    fn exec(&mut self, command: redis::Cmd) {
+    fn exec(&mut self, command: &redis::Cmd) {
         let at = self.connection();
         command.exec(&mut self.connections[at]).unwrap();
     }
@@ -202,8 +203,12 @@ impl World {
         };
         let truth = &mut self.truths[key];
         if matches!(what, b'H' | b'S' | b'R') {
-            let value: Vec<u8> =
-                redis::cmd("GETRANGE").arg(place(key, "v")).arg(32).arg(-1).query(&mut self.connections[at]).unwrap();
+            let value: Vec<u8> = redis::cmd("GETRANGE")
+                .arg(place(key, "v"))
+                .arg(32)
+                .arg(-1)
+                .query(&mut self.connections[at])
+                .unwrap();
             let version = u64::from_be_bytes(value.try_into().unwrap());
             ensure(version >= truth.invalidated_at, || {
                 format!("{version} is served, and {} was invalidated", truth.invalidated_at)
@@ -306,7 +311,9 @@ impl World {
         ensure(held == 1 || !mine, || format!("{} could not be renewed", load.token))?;
         if held == 1 {
             // One that ran out is its holder's again, as long as nobody else took it.
-            ensure(truth.lease.is_none() || mine, || format!("{} renewed over {:?}", load.token, truth.lease))?;
+            ensure(truth.lease.is_none() || mine, || {
+                format!("{} renewed over {:?}", load.token, truth.lease)
+            })?;
             truth.lease = Some((load.owner, load.token));
         }
         self.loads.push(load);
@@ -377,13 +384,18 @@ fn f31_the_scripts_keep_what_they_promise() {
 fn without(script: &str, mark: &str, instead: &str) -> String {
     let mark = format!("-- check: {mark}");
     assert_eq!(script.matches(&mark).count(), 1, "{mark}");
-    script.lines().map(|line| if line.ends_with(&mark) { instead } else { line }).collect::<Vec<_>>().join("\n")
+    script
+        .lines()
+        .map(|line| if line.ends_with(&mark) { instead } else { line })
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
 fn f31_each_check_is_needed() {
     let server = Server::start();
-    let found = |acquire: &str, commit: &str| run(&server, Scripts::new(acquire, commit), 1, 100_000).is_err();
+    let found =
+        |acquire: &str, commit: &str| run(&server, Scripts::new(acquire, commit), 1, 100_000).is_err();
     assert!(found(&without(ACQUIRE, "value floor", "held = true"), COMMIT), "value floor");
     assert!(found(&without(ACQUIRE, "birth floor", ""), COMMIT), "birth floor");
     for check in ["record", "invalidation floor", "token compare"] {

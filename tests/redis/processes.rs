@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stampede_guard::{Loaded, Outcome, RedisConfig, RedisLock, RedisTier, StampedeCache};
 
@@ -173,7 +173,8 @@ fn f01_processes_that_are_asked_for_the_same_cold_keys_load_each_once() {
     for instance in &mut instances {
         instance.tell(&format!("herd 4000 {KEYS}"));
     }
-    let loads: usize = instances.iter().map(|instance| instance.expect("herd").parse::<usize>().unwrap()).sum();
+    let loads: usize =
+        instances.iter().map(|instance| instance.expect("herd").parse::<usize>().unwrap()).sum();
     assert_eq!(loads, KEYS);
 }
 
@@ -190,11 +191,10 @@ fn f02_another_takes_over_from_a_leader_that_is_killed() {
     let lease_end: u128 = left.lines().nth(1).unwrap().parse().unwrap();
     one.signal("KILL");
     two.expect("loading");
-    let at = micros() / 1_000;
-    // By the lease's own end, and not by some time-out of seconds.
-    let lease_end = lease_end + 1_000;
-    assert!(at < lease_end + 500, "{at} {lease_end}");
-    println!("takeover {} ms after the lease's end at the time of the kill", at as i128 - lease_end as i128 + 1_000);
+    let over = (micros() / 1_000).saturating_sub(lease_end);
+    println!("takeover {over} ms after the lease's end");
+    // It may have been renewed once more before the signal; apart from that, by its end and not by some time-out.
+    assert!(over < 900 + 500, "{over}");
     assert!(two.expect("loaded").parse::<u128>().is_ok());
     two.expect("got");
 }
@@ -251,7 +251,11 @@ fn a_waiter_in_another_process_is_woken_when_the_value_is_there() {
         asked += 1;
     }
     delays.sort_unstable();
-    println!("woken after {:?} us (median), {:?} us at most", delays[delays.len() / 2], delays.last().unwrap());
+    println!(
+        "woken after {:?} us (median), {:?} us at most",
+        delays[delays.len() / 2],
+        delays.last().unwrap()
+    );
     // Far less than a poll: it was told.
-    assert!(Instant::now().elapsed() < PATIENCE && delays[delays.len() / 2] < 500_000, "{delays:?}");
+    assert!(delays[delays.len() / 2] < 500_000, "{delays:?}");
 }

@@ -97,7 +97,10 @@ async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
             }
             {
                 let mut text = requests.swallow_after.lock().unwrap();
-                if text.as_ref().is_some_and(|text| buffer[..read].windows(text.len()).any(|part| part == text)) {
+                if text
+                    .as_ref()
+                    .is_some_and(|text| buffer[..read].windows(text.len()).any(|part| part == text))
+                {
                     *text = None;
                     muting.store(true, Ordering::SeqCst);
                 }

@@ -7,6 +7,9 @@ use stampede_guard::{Loaded, Outcome, RedisConfig, RedisLock, RedisTier, Stamped
 use crate::proxy::Proxy;
 use crate::server::{PATIENCE, Server, free_port, quick, soon, until};
 
+/// A master that sends a replica its data at once.
+const PROMPT: &[&str] = &["--repl-diskless-sync-delay", "0"];
+
 type Cache<K = u64> = StampedeCache<K, String, String>;
 
 async fn connect(url: &str) -> RedisTier {
@@ -61,7 +64,8 @@ impl Cluster {
             let met = nodes[0].0.command(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", node.port));
             assert_eq!(met, "+OK\r\n");
         }
-        let know = |count| nodes.iter().all(|(node, _)| node.command("CLUSTER NODES").lines().count() > count);
+        let know =
+            |count| nodes.iter().all(|(node, _)| node.command("CLUSTER NODES").lines().count() > count);
         until("they know each other", || know(6)).await;
         for at in 0..3 {
             let master = nodes[at].0.command("CLUSTER MYID");
@@ -79,7 +83,9 @@ impl Cluster {
         })
         .await;
         until("replicas follow", || {
-            nodes[3..].iter().all(|(node, _)| node.command("INFO replication").contains("master_link_status:up"))
+            nodes[3..]
+                .iter()
+                .all(|(node, _)| node.command("INFO replication").contains("master_link_status:up"))
         })
         .await;
         Self(nodes.into_iter().map(|(node, _)| node).collect())
@@ -148,7 +154,7 @@ async fn f21_and_f24_a_cluster_serves_loses_a_master_and_serves_again() {
 
 #[tokio::test]
 async fn f22_a_promoted_replica_gives_greater_tokens_and_the_first_holder_learns_of_it() {
-    let master = Server::start();
+    let master = Server::start_with(PROMPT);
     let replica = Server::start();
     let proxy = Proxy::to(master.addr()).await;
     let one = connect(&proxy.url()).await;
@@ -169,12 +175,15 @@ async fn f22_a_promoted_replica_gives_greater_tokens_and_the_first_holder_learns
 
 #[tokio::test]
 async fn f23_sentinel_names_the_new_master() {
-    let mut master = Server::start();
+    let mut master = Server::start_with(PROMPT);
     let follow = format!("127.0.0.1 {}", master.port);
     let replica = Server::start_with(&["--replicaof", &follow, "--repl-diskless-sync-delay", "0"]);
     until("it follows", || replica.command("INFO replication").contains("master_link_status:up")).await;
     let sentinel = Server::sentinel(master.port);
-    until("it knows the replica", || sentinel.command("SENTINEL REPLICAS mymaster").contains("role-reported")).await;
+    until("it knows the replica", || {
+        sentinel.command("SENTINEL REPLICAS mymaster").contains("role-reported")
+    })
+    .await;
     let url = format!("redis-sentinel://127.0.0.1:{}/mymaster", sentinel.port);
     let (one, two) = (connect(&url).await, connect(&url).await);
     let (a, b) = (cache(&one), cache(&two));
