@@ -273,3 +273,29 @@ pub(crate) fn check_count(field: &'static str, value: usize) -> Result<usize, Co
     }
     Ok(value)
 }
+
+#[cfg(feature = "cache")]
+/// The name of a cache on a tier: it is part of every key there.
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigError> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(legal) {
+        return Err(ConfigError::new(field, name, "1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.'"));
+    }
+    Ok(())
+}
+
+#[cfg(all(test, feature = "cache"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_place_in_a_key() {
+        for good in ["a", "products-v2.eu_1"] {
+            check_name("name", good).unwrap();
+        }
+        let long = "a".repeat(65);
+        for bad in ["", "a:b", "{a}", "a b", "a/b", "é", long.as_str()] {
+            assert_eq!(check_name("name", bad).unwrap_err().field(), "name");
+        }
+    }
+}

@@ -76,7 +76,7 @@ mod cache;
 mod clock;
 #[cfg(feature = "redis")]
 mod codec;
-#[cfg(feature = "cache")]
+#[cfg(feature = "redis")]
 mod coordinate;
 mod error;
 #[cfg(feature = "cache")]
@@ -84,6 +84,8 @@ mod event;
 mod flight;
 #[cfg(feature = "layer")]
 mod http;
+#[cfg(feature = "cache")]
+mod invalidation;
 #[cfg(feature = "layer")]
 mod layer;
 #[cfg(feature = "cache")]
@@ -106,14 +108,14 @@ pub use cache::{
 pub use clock::Clock;
 #[cfg(feature = "redis")]
 pub use codec::{Codec, CodecError, PostcardCodec};
-#[cfg(feature = "cache")]
-pub use coordinate::{Invalidation, KeyRef, Undelivered};
 #[cfg(feature = "redis")]
 pub use coordinate::{SharedKey, SharedTier};
 pub use error::{ConfigError, LoadError, Overloaded, Panicked, RemoteKind, TimedOut};
 #[cfg(feature = "cache")]
 pub use event::{Outcome, StaleReason};
 pub use flight::{FlightStats, Flown, OnAbandon, Role, SingleFlight, SingleFlightBuilder};
+#[cfg(feature = "cache")]
+pub use invalidation::{Invalidation, KeyRef, Undelivered};
 #[cfg(feature = "layer")]
 pub use layer::{
     BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, ResponseFuture, StampedeGuard,

@@ -18,10 +18,9 @@ use super::stats::Counters;
 use crate::clock::{Clock, Timeline};
 #[cfg(feature = "redis")]
 use crate::codec::{Codec, PostcardCodec};
-use crate::coordinate::check_name;
 #[cfg(feature = "redis")]
 use crate::coordinate::{SharedKey, SharedTier};
-use crate::error::{ConfigError, MAX_DURATION, check_count, check_positive};
+use crate::error::{ConfigError, MAX_DURATION, check_count, check_name, check_positive};
 use crate::flight::{FlightConfig, Flights, OnAbandon};
 use crate::policy::{EarlyRefresh, Lifetime};
 use crate::rng::Random;

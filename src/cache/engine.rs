@@ -14,10 +14,10 @@ use super::loaded::{LoadContext, Loaded};
 use super::shelf::{Arrival, Destination, Entry, Shelf, Storing};
 use super::stats::Counters;
 use crate::clock::Tick;
-use crate::coordinate::Invalidation;
 use crate::error::{LoadError, MAX_DURATION};
 use crate::event;
 use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Value};
+use crate::invalidation::Invalidation;
 use crate::policy::Lifetime;
 
 /// What a flight of a cache brings; nothing if its loader had others to load as well and left it out.

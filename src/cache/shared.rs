@@ -13,12 +13,13 @@ use super::engine::{CacheLanding, Engine};
 use super::shelf::{Arrival, Destination, Stamp, Storing};
 use crate::codec::Codec;
 use crate::coordinate::{
-    Ask, EventSink, Invalidation, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier,
-    SharedValue, Token, Turn,
+    Ask, EventSink, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier, SharedValue,
+    Token, Turn,
 };
 use crate::error::{LoadError, RemoteKind};
 use crate::event::{Outcome, StaleReason};
 use crate::flight::{BoxLoad, Fault, Key, Value};
+use crate::invalidation::Invalidation;
 use crate::policy::Lifetime;
 use crate::sync;
 

@@ -16,9 +16,9 @@ use super::loaded::{LoadContext, Loaded};
 use super::many::fetch_many;
 use super::shelf::Storing;
 use super::stats::CacheStats;
-use crate::coordinate::{Invalidation, KeyRef};
 use crate::error::LoadError;
 use crate::flight::{Borrowed, Finish, KeySource, Owned};
+use crate::invalidation::{Invalidation, KeyRef};
 
 /// A cache whose misses share one load, whose expiries are spread, and which serves slightly stale values
 /// rather than let its callers wait.

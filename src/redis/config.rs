@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::coordinate::check_name;
-use crate::error::{ConfigError, check_positive};
+use crate::error::{ConfigError, check_name, check_positive};
 
 /// Settings of a [`RedisTier`](crate::RedisTier). Every instance that shares a tier must have the same.
 ///

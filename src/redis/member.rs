@@ -12,8 +12,9 @@ use super::lease::{Held, LOCAL, RedisLease, kind_from, orphan};
 use super::link::Fault;
 use super::tier::Tier;
 use super::undone::Target;
-use crate::coordinate::{Ask, Boxed, Invalidation, Member, SharedValue, Turn};
+use crate::coordinate::{Ask, Boxed, Member, SharedValue, Turn};
 use crate::error::RemoteKind;
+use crate::invalidation::Invalidation;
 
 /// How long one who waits for another instance goes without asking, should no event arrive.
 pub(super) const POLL: Duration = Duration::from_secs(1);

@@ -23,7 +23,8 @@ use super::scripts::{EPOCH, Form, INVALIDATE, RELEASE, integer, introduce, run, 
 use super::stats::{Counters, RedisStats};
 use super::subscriber::subscribe;
 use super::undone::{Invalidate, Orphan, Target, Undone};
-use crate::coordinate::{Coordinator, EventSink, Invalidation, Member, Membership, SharedTier};
+use crate::coordinate::{Coordinator, EventSink, Member, Membership, SharedTier};
+use crate::invalidation::Invalidation;
 use crate::sync::Mutex;
 
 /// A Redis server, cluster or Sentinel group that the instances of a service share.

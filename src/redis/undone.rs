@@ -7,7 +7,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::events::Owner;
 use super::keys::Place;
-use crate::coordinate::Undelivered;
+use crate::invalidation::Undelivered;
 use crate::sync::Mutex;
 
 /// So many invalidations are remembered one by one; beyond that everything in the namespace is voided.
