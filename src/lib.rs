@@ -61,6 +61,8 @@
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
+//! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
+//! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
 //! | `test-util` | no | [`ManualClock`] |
 //!
 //! Without any of them there is [`SingleFlight`], on tokio and dashmap.

@@ -216,13 +216,14 @@ mod tests {
                 assert_eq!(open(key, 8, &sealed, BOUNDS), Err(Malformed), "another schema");
                 let tight = Bounds { bytes: 2, ..BOUNDS };
                 assert_eq!(open(key, 9, &sealed, tight), Err(Malformed), "over the limit");
-                // Whatever byte is wrong, it does not panic; a wrong one of the first three is seen.
+                // Whatever byte is wrong, it does not panic. One of the first three is seen, but for the bit that says
+                // that the rest is compressed, which is the codec's to see.
                 for at in 0..sealed.len() {
                     for bit in 0..8 {
                         let mut damaged = sealed.clone();
                         damaged[at] ^= 1 << bit;
                         let opened = open(key, 9, &damaged, BOUNDS);
-                        assert!(at >= 3 || opened.is_err(), "{at} {bit}");
+                        assert!(at >= 3 || (at, bit) == (2, 0) || opened.is_err(), "{at} {bit}");
                     }
                 }
             }

@@ -318,14 +318,17 @@ async fn f13_a_frozen_server_is_gone_around_and_no_lock_is_left_behind() {
     assert_eq!(fetch(&cache, 1, "alone").await, loaded("alone"));
     let first = started.elapsed();
     assert!(first >= quick().operation_timeout, "it did ask: {first:?}");
-    let sent = tier.stats().operations;
+    let (sent, started) = (tier.stats().operations, Instant::now());
     for key in 2..100 {
         assert_eq!(fetch(&cache, key, "alone").await, loaded("alone"));
     }
+    println!("the first waits {first:?}, the next 98 together {:?}", started.elapsed());
     assert_eq!(tier.stats().operations, sent, "nobody asks while the circuit is open");
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     server.thaw();
+    let thawed = Instant::now();
     healed(&tier).await;
+    println!("healed after {:?}", thawed.elapsed());
     for key in server.keys() {
         assert_eq!(server.command(&format!("HGET {key} o")), "$-1\r\n", "{key} has an owner");
     }
@@ -339,7 +342,9 @@ async fn f14_waiters_of_a_server_that_dies_load_for_themselves() {
     let held = Held::start(&a, 1, Ok("first")).await;
     let waiting = waiter(&two, &b, 1, "second").await;
     server.kill();
+    let killed = Instant::now();
     assert_eq!(soon(waiting).await.unwrap(), loaded("second"));
+    println!("a waiter went on after {:?}", killed.elapsed());
     assert_eq!(held.finish().await.unwrap(), loaded("first"));
     assert_eq!((a.stats().flights.loads, b.stats().flights.loads), (1, 1));
 }
@@ -353,8 +358,10 @@ async fn f15_a_server_that_comes_late_is_welcome() {
     assert!(one.stats().circuit_open);
     assert_eq!(fetch(&a, 1, "alone").await, loaded("alone"));
     let server = Server::start_at(port, &[]);
+    let there = Instant::now();
     healed(&one).await;
     healed(&two).await;
+    println!("healed after {:?}", there.elapsed());
     assert_eq!(fetch(&b, 1, "shared").await, loaded("shared"));
     published(&two, 1).await;
     // What it had from before is doubtful.
@@ -652,6 +659,33 @@ async fn a_tier_that_cannot_work_says_why() {
     assert!(!wrong.to_string().contains("hunter2"));
     let reader = refusal(&format!("redis://reader:secret@{host}")).await;
     assert!(matches!(reader, RedisTierError::Permission(_)), "{reader:?}");
+}
+
+#[tokio::test]
+async fn the_permissions_in_the_documentation_are_enough() {
+    let server = Server::start();
+    let docs = include_str!("../../docs/redis.md");
+    let rule =
+        docs.lines().skip_while(|line| !line.starts_with("ACL SETUSER")).take_while(|line| *line != "```");
+    let rule = rule.collect::<Vec<_>>().join(" ");
+    assert_eq!(server.command(&rule), "+OK\r\n", "{rule}");
+    let config = RedisConfig { namespace: "shop".into(), ..quick() };
+    let url = format!("redis://shop:password@127.0.0.1:{}", server.port);
+    let (one, two) = (connect(&url, config.clone()).await, connect(&url, config).await);
+    assert!(one.stats().subscribed);
+    let (a, b) = (cache(&one), cache(&two));
+    let held = Held::start(&a, 1, Err("down")).await;
+    held.finish().await.unwrap_err();
+    assert_eq!(fetch(&a, 1, "value").await, loaded("value"));
+    published(&one, 1).await;
+    assert_eq!(fetch(&b, 1, "unused").await, ("value".into(), Outcome::SharedHit));
+    soon(b.invalidate(&1)).await.unwrap();
+    soon(b.invalidate_all()).await.unwrap();
+    until("told", || a.get(&1).is_none()).await;
+    let guard = RedisLock::new(&one).acquire("l").await.unwrap();
+    tokio::time::sleep(quick().lease).await;
+    guard.release().await.unwrap();
+    assert_eq!((one.stats().errors, two.stats().errors), (0, 0));
 }
 
 #[tokio::test]
