@@ -60,6 +60,7 @@
 //! |---|---|---|
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
+//! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
 //! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
@@ -102,9 +103,11 @@ pub mod test_util;
 
 #[cfg(feature = "redis")]
 pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
+#[cfg(feature = "quick-cache")]
+pub use cache::QuickCache;
 #[cfg(feature = "cache")]
 pub use cache::{
-    CacheStats, EvictionCause, Fetched, LoadContext, Loaded, StampedeCache, StampedeCacheBuilder,
+    CacheStats, EvictionCause, Fetched, LoadContext, Loaded, Moka, StampedeCache, StampedeCacheBuilder, Store,
 };
 #[cfg(feature = "cache")]
 pub use clock::Clock;

@@ -3,18 +3,20 @@
 use std::fmt;
 use std::hash::Hash;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use super::departures::{EvictionCause, EvictionListener};
 use super::engine::Engine;
 #[cfg(feature = "redis")]
 use super::shared::{Schemas, Tiering};
-use super::shelf::{EvictionCause, EvictionListener, Shelf, ShelfConfig, Weigher};
+use super::shelf::{Shelf, ShelfConfig};
 use super::stampede::StampedeCache;
 use super::stats::Counters;
+use super::store::{Store, StoreKind, Weigher};
 use crate::clock::{Clock, Timeline};
 #[cfg(feature = "redis")]
 use crate::codec::{Codec, PostcardCodec};
@@ -24,6 +26,8 @@ use crate::error::{ConfigError, MAX_DURATION, check_count, check_name, check_pos
 use crate::flight::{FlightConfig, Flights, OnAbandon};
 use crate::policy::{EarlyRefresh, Lifetime};
 use crate::rng::Random;
+#[cfg(feature = "redis")]
+use crate::sync::OnceLock;
 
 /// Settings of a [`StampedeCache`], from [`StampedeCache::builder`].
 ///
@@ -49,6 +53,7 @@ pub struct StampedeCacheBuilder<K, V, E> {
     early: Option<EarlyRefresh>,
     soft_timeout: Option<Duration>,
     max_concurrent_loads: Option<usize>,
+    store: StoreKind,
     capacity: u64,
     weigher: Option<Weigher<K, V>>,
     listener: Option<EvictionListener<K, V>>,
@@ -81,6 +86,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             early: None,
             soft_timeout: None,
             max_concurrent_loads: None,
+            store: StoreKind::default(),
             capacity: 10_000,
             weigher: None,
             listener: None,
@@ -212,11 +218,18 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         self
     }
 
+    /// Where values are kept. Default: [`Moka`](crate::Moka). [`Store`] says which to choose when.
+    #[allow(clippy::needless_pass_by_value)] // `.store(QuickCache)` reads better than `.store(&QuickCache)`
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = store.kind();
+        self
+    }
+
     /// How many entries are kept; with a [`weigher`](Self::weigher), what they may weigh together.
     /// Default: 10,000.
     ///
-    /// Beyond it, moka's `TinyLFU` decides which entries go: those seldom asked for, expired ones among them. An entry
-    /// past its last use keeps its place until then, or until it is loaded anew.
+    /// Beyond it, the [`store`](Self::store) decides which entries go: those seldom asked for, expired ones among them.
+    /// An entry past its last use keeps its place until then, or until it is loaded anew.
     pub fn capacity(mut self, capacity: u64) -> Self {
         self.capacity = capacity;
         self
@@ -321,6 +334,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             return Err(ConfigError::new("name", self.name, "set for a cache on a tier"));
         }
         let shelf = Shelf::new(ShelfConfig {
+            store: self.store,
             capacity: self.capacity,
             weigher: self.weigher,
             listener: self.listener,
@@ -331,21 +345,22 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         });
         // A semaphore counts no further than this; a limit above it is none.
         let governor = self.max_concurrent_loads.filter(|&loads| loads <= Semaphore::MAX_PERMITS);
-        #[cfg(feature = "redis")]
-        let joining = self.tiering.zip(self.name);
-        // An engine may be told about other instances' doings, by whoever holds it weakly.
-        #[cfg_attr(not(feature = "redis"), allow(unused_variables))]
-        let engine = |engine: &Weak<_>| Engine {
-            flights: Flights::new(self.flights, shelf),
+        let engine = Engine {
+            shelf,
             life: self.life,
             soft_timeout: self.soft_timeout,
             counters: Counters::default(),
             governor: governor.map(|loads| Arc::new(Semaphore::new(loads))),
             closed: AtomicBool::new(false),
             #[cfg(feature = "redis")]
-            shared: joining.map(|(tiering, name)| tiering.join(engine, name, self.schemas)),
+            shared: OnceLock::new(),
         };
-        Ok(StampedeCache::from_engine(Arc::new_cyclic(engine)))
+        let flights = Flights::new(self.flights, engine);
+        #[cfg(feature = "redis")]
+        if let Some((tiering, name)) = self.tiering.zip(self.name) {
+            flights.hook.shared.get_or_init(|| tiering.join(&flights, name, self.schemas));
+        }
+        Ok(StampedeCache::from_flights(flights))
     }
 }
 

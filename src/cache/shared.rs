@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::engine::{CacheLanding, Engine};
-use super::shelf::{Arrival, Destination, Stamp, Storing};
+use super::engine::{CacheFlights, CacheLanding};
+use super::entry::{Arrival, Destination, Stamp, Storing};
+use super::generations::Born;
+use super::shelf::Shelf;
 use crate::codec::Codec;
 use crate::coordinate::{
     Ask, EventSink, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier, SharedValue,
@@ -40,7 +42,7 @@ impl<K: SharedKey, V> Tiering<K, V> {
 impl<K, V> Tiering<K, V> {
     pub(super) fn join<E>(
         self,
-        engine: &Weak<Engine<K, V, E>>,
+        flights: &Arc<CacheFlights<K, V, E>>,
         name: Arc<str>,
         schemas: Schemas,
     ) -> Shared<K, V>
@@ -49,7 +51,8 @@ impl<K, V> Tiering<K, V> {
         V: Value,
         E: Fault,
     {
-        let sink: Weak<dyn EventSink> = engine.clone();
+        let flights = Arc::downgrade(flights);
+        let sink: Weak<dyn EventSink> = flights;
         let who = Membership { name, schema: schemas.current, previous_schemas: schemas.previous, sink };
         Shared { member: self.tier.0.join(who), codec: self.codec, write: self.write, read: self.read }
     }
@@ -139,7 +142,7 @@ impl<K, V: Value> Shared<K, V> {
 /// `own` is the load as it would be without a tier; it runs if this instance is told to, and is dropped unpolled if
 /// not.
 pub(super) fn load<K, V, E>(
-    engine: Arc<Engine<K, V, E>>,
+    flights: Arc<CacheFlights<K, V, E>>,
     errand: Errand<K>,
     own: BoxLoad<CacheLanding<K, V>, E>,
 ) -> BoxLoad<CacheLanding<K, V>, E>
@@ -148,11 +151,11 @@ where
     V: Value,
     E: Fault,
 {
-    Box::pin(async move { Errander { engine, errand }.run(own).await.map(Some) })
+    Box::pin(async move { Errander { flights, errand }.run(own).await.map(Some) })
 }
 
 struct Errander<K, V, E> {
-    engine: Arc<Engine<K, V, E>>,
+    flights: Arc<CacheFlights<K, V, E>>,
     errand: Errand<K>,
 }
 
@@ -163,18 +166,18 @@ where
     E: Fault,
 {
     async fn run(self, own: BoxLoad<CacheLanding<K, V>, E>) -> Result<Arrival<K, V>, LoadError<E>> {
-        let Some(shared) = &self.engine.shared else { return landed(own.await) };
+        let Some(shared) = self.flights.hook.shared() else { return landed(own.await) };
         let name = shared.name_of(&self.errand.key);
-        let windows = self.engine.life;
+        let windows = self.flights.hook.life;
         let stale_for = if self.errand.background { Duration::ZERO } else { windows.stale_while_revalidate };
         // It is as old as the question: an invalidation while it is on its way voids it.
-        let born = self.engine.shelf().generations.born();
+        let born = self.flights.hook.shelf.generations.born();
         let mut ask = Ask { newer_than: self.errand.newer_than, stale_for };
         loop {
             let (value, outcome) = match shared.member.enter(&name, ask).await {
                 Turn::Alone => return self.alone(landed(own.await)),
                 Turn::Failed(kind) => {
-                    self.engine.counters.spare_load();
+                    self.flights.hook.counters.spare_load();
                     return Err(LoadError::Remote { kind });
                 }
                 Turn::Hit { value, waited } => {
@@ -190,7 +193,7 @@ where
                 }
             };
             if let Some(decoded) = shared.decode(&value) {
-                self.engine.counters.spare_load();
+                self.flights.hook.counters.spare_load();
                 return Ok(self.arrival(decoded, &value, born, outcome));
             }
             // Another format, or damaged: nothing to have, so something newer.
@@ -199,21 +202,15 @@ where
     }
 
     /// The value of another instance's load.
-    fn arrival(
-        &self,
-        decoded: V,
-        value: &SharedValue,
-        born: super::generations::Born,
-        outcome: Outcome,
-    ) -> Arrival<K, V> {
-        let life = capped(rest_of(value, &self.engine.life), self.cap());
+    fn arrival(&self, decoded: V, value: &SharedValue, born: Born, outcome: Outcome) -> Arrival<K, V> {
+        let life = capped(rest_of(value, &self.flights.hook.life), self.cap());
         let shared = Some(Stamp { token: value.token, outcome: Some(outcome) });
         let storing = Storing { life, cost: value.cost, born, tags: None, shared };
         Arrival { value: decoded, bound_for: Destination::Shelf(storing) }
     }
 
     fn cap(&self) -> Duration {
-        self.engine.shared.as_ref().map_or(Duration::MAX, |shared| shared.member.local_ttl_cap())
+        self.flights.hook.shared().map_or(Duration::MAX, |shared| shared.member.local_ttl_cap())
     }
 
     /// A load that no other instance hears of.
@@ -228,7 +225,7 @@ where
 
     /// The life of a value with its jitter, which all instances then share.
     fn settled(&self, storing: &Storing) -> Lifetime {
-        Lifetime { ttl: self.engine.shelf().jittered(storing.life.ttl), ..storing.life }
+        Lifetime { ttl: self.flights.hook.shelf.jittered(storing.life.ttl), ..storing.life }
     }
 
     /// This instance loads, for all.
@@ -236,10 +233,10 @@ where
         self,
         lease: Box<dyn Lease>,
         stale: Option<(V, SharedValue)>,
-        born: super::generations::Born,
+        born: Born,
         own: BoxLoad<CacheLanding<K, V>, E>,
     ) -> Result<Arrival<K, V>, LoadError<E>> {
-        let windows = self.engine.life;
+        let windows = self.flights.hook.life;
         match stale {
             Some((decoded, value))
                 if !self.errand.background && value.stale_since < windows.stale_while_revalidate =>
@@ -247,8 +244,8 @@ where
                 // Served at once; the load goes on in the background, and its value is read from the tier.
                 let outcome = Outcome::Stale { age: value.age, reason: StaleReason::Revalidating };
                 let arrival = self.arrival(decoded, &value, born, outcome);
-                let limit = self.engine.flights.load_timeout().unwrap_or(Duration::MAX);
-                self.engine.counters.count_refresh();
+                let limit = self.flights.load_timeout().unwrap_or(Duration::MAX);
+                self.flights.hook.counters.count_refresh();
                 sync::spawn(async move {
                     // A load that outlasts its time drops its lease.
                     let _ = timeout(limit, self.fly(lease, own)).await;
@@ -304,7 +301,7 @@ where
 
     /// In the background: nobody who waits for the value waits for this.
     fn publish(&self, lease: Box<dyn Lease>, value: &V, life: Lifetime, cost: Duration) {
-        let Some(shared) = &self.engine.shared else { return };
+        let Some(shared) = self.flights.hook.shared() else { return };
         let mut payload = Vec::new();
         if shared.codec.encode(value, &mut payload).is_err() {
             tracing::warn!("a value could not be encoded; it stays in this instance");
@@ -312,12 +309,12 @@ where
         }
         let lives = life.ttl + life.stale_while_revalidate.max(life.stale_if_error);
         let what = Publication { payload, codec: shared.codec.id(), fresh: life.ttl, lives, cost };
-        let (engine, key, token) = (Arc::downgrade(&self.engine), self.errand.key.clone(), lease.token());
+        let (flights, key, token) = (Arc::downgrade(&self.flights), self.errand.key.clone(), lease.token());
         sync::spawn(async move {
             if lease.publish(what).await == Published::Superseded
-                && let Some(engine) = engine.upgrade()
+                && let Some(flights) = flights.upgrade()
             {
-                engine.drop_up_to(&key, token);
+                drop_up_to(&flights.hook.shelf, &key, token);
             }
         });
     }
@@ -328,47 +325,36 @@ fn landed<K, V, E>(result: Result<CacheLanding<K, V>, LoadError<E>>) -> Result<A
     result?.ok_or(LoadError::Cancelled)
 }
 
-impl<K, V, E> Engine<K, V, E>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-{
-    /// Drops what is on the shelf unless its load was later than the one of this token.
-    fn drop_up_to(&self, key: &K, token: Token) {
-        if self.shelf().find(key).is_some_and(|entry| entry.token <= token) {
-            self.shelf().remove(key);
-            self.shelf().announce();
-        }
-    }
-
-    fn key_named(&self, name: &[u8]) -> Option<K> {
-        self.shared.as_ref().and_then(|shared| (shared.read)(name))
+/// Drops what is on the shelf unless its load was later than the one of this token.
+fn drop_up_to<K: Key, V: Value>(shelf: &Shelf<K, V>, key: &K, token: Token) {
+    if shelf.find(key).is_some_and(|entry| entry.token() <= token) {
+        shelf.remove(key);
+        shelf.announce();
     }
 }
 
-impl<K, V, E> EventSink for Engine<K, V, E>
+impl<K, V, E> EventSink for CacheFlights<K, V, E>
 where
     K: Key,
     V: Value,
     E: Fault,
 {
     fn invalidated(&self, key: &[u8], up_to: Token) {
-        let Some(key) = self.key_named(key) else { return };
+        let Some(key) = self.hook.shared().and_then(|shared| (shared.read)(key)) else { return };
         // In this order: a load from before is not stored any more when the value goes.
-        self.flights.forget(&key);
-        self.drop_up_to(&key, up_to);
+        self.forget(&key);
+        drop_up_to(&self.hook.shelf, &key, up_to);
     }
 
     fn replaced(&self, key: &[u8], by: Token) {
-        if let Some(key) = self.key_named(key) {
-            self.drop_up_to(&key, by - 1);
+        if let Some(key) = self.hook.shared().and_then(|shared| (shared.read)(key)) {
+            drop_up_to(&self.hook.shelf, &key, by.saturating_sub(1));
         }
     }
 
     fn all_doubtful(&self) {
-        self.shelf().clear();
-        self.shelf().announce();
+        self.hook.shelf.clear();
+        self.hook.shelf.announce();
     }
 }
 

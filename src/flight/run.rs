@@ -46,13 +46,6 @@ pub(crate) struct Landed<V, E, S, P> {
     pub(crate) spared: Option<P>,
 }
 
-/// A place among the waiters of a flight.
-struct Seat<K, V, E> {
-    flight: Arc<Flight<K, V, E>>,
-    slot: u32,
-    role: Role,
-}
-
 /// The future of one caller. Nothing happens before its first poll; dropped at any time, it leaves the flight
 /// to the others.
 pub(crate) struct Run<'a, K, V, E, H, S, P>
@@ -65,7 +58,11 @@ where
     flights: &'a Arc<Flights<K, V, E, H>>,
     source: Option<S>,
     plan: Option<P>,
-    seat: Option<Seat<K, V, E>>,
+    /// Where it waits. Slot and role belong to it; side by side they share the padding that a type of their own
+    /// would have.
+    seat: Option<Arc<Flight<K, V, E>>>,
+    slot: u32,
+    role: Role,
     first_poll: FirstPoll,
 }
 
@@ -87,16 +84,43 @@ where
     H: Settle<K, V, E>,
 {
     pub(crate) fn new(flights: &'a Arc<Flights<K, V, E, H>>, source: S, plan: P, first: FirstPoll) -> Self {
-        Self { flights, source: Some(source), plan: Some(plan), seat: None, first_poll: first }
+        let (source, plan) = (Some(source), Some(plan));
+        Self { flights, source, plan, seat: None, slot: 0, role: Role::Follower, first_poll: first }
     }
 
     /// What the caller is, once it has been polled.
     #[cfg(feature = "layer")]
     pub(crate) fn role(&self) -> Option<Role> {
-        self.seat.as_ref().map(|seat| seat.role)
+        self.seat.as_ref().map(|_| self.role)
     }
 
-    fn unused(&mut self) -> Option<(S, P)> {
+    #[cfg(feature = "cache")]
+    pub(crate) fn flights(&self) -> &'a Arc<Flights<K, V, E, H>> {
+        self.flights
+    }
+
+    /// True from the first poll to the landing.
+    #[cfg(feature = "cache")]
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.seat.is_some()
+    }
+
+    #[cfg(feature = "cache")]
+    pub(crate) fn source(&self) -> Option<&S> {
+        self.source.as_ref()
+    }
+
+    #[cfg(feature = "cache")]
+    pub(crate) fn plan_mut(&mut self) -> Option<&mut P> {
+        self.plan.as_mut()
+    }
+
+    fn wait(&mut self, flight: Arc<Flight<K, V, E>>, slot: u32, role: Role) {
+        (self.seat, self.slot, self.role) = (Some(flight), slot, role);
+    }
+
+    /// What the caller brought, if it is still there.
+    pub(crate) fn unused(&mut self) -> Option<(S, P)> {
         self.source.take().zip(self.plan.take())
     }
 
@@ -120,14 +144,14 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         loop {
-            if let Some(seat) = &this.seat {
-                let Some(landing) = seat.flight.landing() else {
-                    if seat.flight.keep_waiting(seat.slot, cx.waker()) {
+            if let Some(flight) = &this.seat {
+                let Some(landing) = flight.landing() else {
+                    if flight.keep_waiting(this.slot, cx.waker()) {
                         return Poll::Pending;
                     }
                     continue;
                 };
-                let role = seat.role;
+                let role = this.role;
                 this.seat = None;
                 match (landing, this.plan.is_some()) {
                     (Landing::Done(result), _) => {
@@ -143,7 +167,7 @@ where
                 let existing = existing.and_then(|key| this.flights.board_existing(key.query(), cx.waker()));
                 return match existing {
                     Some(Boarding::Waits(flight, slot)) => {
-                        this.seat = Some(Seat { flight, slot, role: Role::Follower });
+                        this.wait(flight, slot, Role::Follower);
                         Poll::Pending
                     }
                     Some(Boarding::Refused(error)) => this.refused(error),
@@ -153,7 +177,7 @@ where
             match this.flights.board(&mut this.source, cx.waker()) {
                 Boarding::Refused(error) => return this.refused(error),
                 Boarding::Waits(flight, slot) => {
-                    this.seat = Some(Seat { flight, slot, role: Role::Follower });
+                    this.wait(flight, slot, Role::Follower);
                     return Poll::Pending;
                 }
                 Boarding::Leads(flight) => {
@@ -164,7 +188,7 @@ where
                             Poll::Ready(Landed { result, role: Role::Leader, unused: None, spared })
                         }
                         Departed::Away(flight, slot) => {
-                            this.seat = Some(Seat { flight, slot, role: Role::Leader });
+                            this.wait(flight, slot, Role::Leader);
                             Poll::Pending
                         }
                     };
@@ -182,8 +206,8 @@ where
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
-        if let Some(seat) = self.seat.take() {
-            self.flights.leave(&seat.flight, seat.slot);
+        if let Some(flight) = self.seat.take() {
+            self.flights.leave(&flight, self.slot);
         }
     }
 }

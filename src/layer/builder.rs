@@ -12,7 +12,7 @@ use super::page::{PageKey, Reply};
 use super::stampede::StampedeGuard;
 use super::stats::Counters;
 use super::uniques::Uniques;
-use crate::cache::{Shelf, ShelfConfig, check_jitter, check_life, check_window};
+use crate::cache::{Shelf, ShelfConfig, StoreKind, check_jitter, check_life, check_window};
 use crate::clock::{Clock, Timeline};
 use crate::error::{ConfigError, check_count, check_positive};
 use crate::flight::{FlightConfig, Flights};
@@ -316,6 +316,7 @@ impl StampedeGuardBuilder {
     /// The guard with settings that are known to be in range.
     pub(super) fn defaults(self) -> Guarded {
         let shelf = Shelf::new(ShelfConfig {
+            store: StoreKind::Moka,
             capacity: self.max_stored_bytes,
             weigher: Some(Box::new(weigh)),
             listener: None,

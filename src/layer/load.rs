@@ -23,7 +23,7 @@ use crate::flight::{BoxLoad, Plan};
 use crate::http::headers::strip_hop_by_hop;
 use crate::http::key::MethodClass;
 use crate::http::verdict::{self, Lifetime as VerdictLife, RequestFacts, Share, Verdict};
-use crate::policy::{Freshness, Lifetime};
+use crate::policy::Lifetime;
 
 /// Why a handler run gave nothing to share. The leader learns more, from its own channel.
 #[derive(Debug)]
@@ -66,15 +66,7 @@ where
         if matches!(&found.value, Reply::Page(page, _) if !page.recording.is_sound()) {
             return None;
         }
-        let seen = self.stale.as_ref().map(|entry| entry.times.stored);
-        let serves = match self.guard.shelf().judge(&found) {
-            Freshness::Fresh | Freshness::RefreshEarly => seen.is_none_or(|seen| found.times.stored > seen),
-            // A load has failed since the caller looked, and the next is not due.
-            Freshness::Stale { refresh } => seen.is_some() && !refresh,
-            Freshness::IfError { load } => seen.is_some() && !load,
-            Freshness::Dead => false,
-        };
-        serves.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
+        self.guard.shelf().spare_load(found, self.stale.as_ref())
     }
 
     fn load(self) -> BoxLoad<PageArrival, Failure> {
