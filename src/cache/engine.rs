@@ -278,12 +278,11 @@ where
 
     /// The same of all they have.
     #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
-    pub(super) fn tell_all_invalid(&self) -> Invalidation {
+    pub(super) fn tell_all_invalid(&self) {
         #[cfg(feature = "redis")]
         if let Some(shared) = self.shared() {
-            return shared.invalidate_all();
+            drop(shared.invalidate_all());
         }
-        Invalidation::done()
     }
 
     fn destination(

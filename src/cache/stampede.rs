@@ -369,13 +369,12 @@ where
     /// # }
     /// ```
     ///
-    /// Where instances share a tier this concerns all of them, as [`invalidate`](Self::invalidate) does.
-    #[allow(clippy::must_use_candidate)] // what it does is done
-    pub fn invalidate_all(&self) -> Invalidation {
+    /// Where instances share a tier this concerns all of them, soon after the call returns.
+    pub fn invalidate_all(&self) {
         self.flights.hook.shelf.clear();
         self.flights.forget_all();
         self.flights.hook.shelf.announce();
-        self.flights.hook.tell_all_invalid()
+        self.flights.hook.tell_all_invalid();
     }
 
     /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry
