@@ -92,6 +92,7 @@ impl Storing {
     }
 
     /// True if jitter is still to shorten it.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
     pub(super) fn is_jittered(&self) -> bool {
         #[cfg(feature = "redis")]
         return self.shared.is_none();
