@@ -123,7 +123,7 @@ pub use flight::{FlightStats, Flown, OnAbandon, Role, SingleFlight, SingleFlight
 pub use invalidation::{Invalidation, KeyRef, Undelivered};
 #[cfg(feature = "layer")]
 pub use layer::{
-    BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, ResponseFuture, StampedeGuard,
+    BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, OnWaitTimeout, ResponseFuture, StampedeGuard,
     StampedeGuardBuilder,
 };
 #[cfg(feature = "cache")]

@@ -14,10 +14,10 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame};
 use hyper::{Response, StatusCode};
 use scripted::{
-    Client, Gauge, Stage, broken, data, get, head, next, piped, serve, served, soon, text, trailers, until,
-    whole,
+    Client, Gauge, Pipe, Piped, Stage, broken, data, get, head, next, piped, serve, served, soon, text,
+    trailers, until, whole,
 };
-use stampede_guard::{BrokenBody, ManualClock, StampedeGuard};
+use stampede_guard::{BrokenBody, GuardBody, ManualClock, StampedeGuard};
 use tokio::sync::Notify;
 
 const KNOWN: &[(&str, &str)] = &[("content-length", "6")];
@@ -838,4 +838,80 @@ async fn a_body_that_is_always_ready_keeps_no_client_waiting_for_its_first_frame
         read += frame.unwrap().len();
     }
     assert_eq!(read, 100_000 * 1024);
+}
+
+/// A response whose body the test sends, and what its client reads.
+async fn begun(stage: &mut Stage, uri: &'static str, length: Option<u64>) -> (Pipe, GuardBody<Piped>) {
+    let leader = stage.get(uri);
+    let (pipe, body) = piped(length);
+    stage.origin.run().await.begin(&[], body);
+    (pipe, served(leader).await.into_body())
+}
+
+#[tokio::test]
+async fn a_thousand_followers_of_ten_megabytes_hold_one_copy() {
+    const LENGTH: usize = 10 * 1024 * 1024;
+    let guard = StampedeGuard::builder().max_body_bytes(LENGTH as u64).build().unwrap();
+    let mut stage = Stage::new(guard);
+    let leader = stage.get("/");
+    let call = stage.origin.run().await;
+    let followers = stage.followers("/", 1_000).await;
+    let (pipe, body) = piped(Some(LENGTH as u64));
+    call.begin(&[], body);
+    let mut bodies = vec![served(leader).await.into_body()];
+    for follower in followers {
+        bodies.push(served(follower).await.into_body());
+    }
+    let bytes = Gauge::default();
+    for _ in 0..10 {
+        pipe.send(Ok(Frame::data(bytes.bytes(LENGTH / 10)))).unwrap();
+        for body in &mut bodies {
+            let frame = soon(body.frame()).await.unwrap().unwrap();
+            assert_eq!(frame.data_ref().map(Bytes::len), Some(LENGTH / 10));
+        }
+    }
+    drop(pipe);
+    for body in &mut bodies {
+        assert!(next(body).await.is_none());
+    }
+    assert_eq!((bytes.peak(), bodies.len()), (LENGTH, 1_001));
+}
+
+#[tokio::test]
+async fn bodies_under_way_hold_no_more_together_than_the_store() {
+    let guard = StampedeGuard::builder().ttl(Duration::from_secs(60)).max_stored_bytes(10_000);
+    let guard = guard.max_body_bytes(6_000).build().unwrap();
+    let mut stage = Stage::new(guard);
+    let (one, mut first) = begun(&mut stage, "/one", Some(6_000)).await;
+    let (two, mut second) = begun(&mut stage, "/two", Some(6_000)).await;
+    let (three, mut third) = begun(&mut stage, "/three", None).await;
+    // The first has its followers. There is no room for the second.
+    let mut follower = served(stage.get("/one")).await.into_body();
+    let own = stage.get("/two");
+    stage.origin.run().await.done("own");
+    assert_eq!(text(served(own).await).await, "own");
+    // One of unknown length has room for as much as is left, and goes on without others.
+    for (pipe, body) in [(&one, &mut first), (&two, &mut second), (&three, &mut third)] {
+        pipe.send(data(vec![b'x'; 3_000])).unwrap();
+        pipe.send(data(vec![b'x'; 3_000])).unwrap();
+        for _ in 0..2 {
+            assert_eq!(next(body).await.unwrap().unwrap().len(), 3_000);
+        }
+    }
+    for _ in 0..2 {
+        assert_eq!(next(&mut follower).await.unwrap().unwrap().len(), 3_000);
+    }
+    drop((one, two, three));
+    for body in [&mut first, &mut second, &mut third, &mut follower] {
+        assert!(next(body).await.is_none());
+    }
+    // The first is stored, the third is not.
+    assert_eq!(text(served(stage.get("/one")).await).await.len(), 6_000);
+    let again = stage.get("/three");
+    stage.origin.run().await.done("again");
+    assert_eq!(text(served(again).await).await, "again");
+    // What has ended has given its room back.
+    let (_four, _fourth) = begun(&mut stage, "/four", Some(6_000)).await;
+    served(stage.get("/four")).await;
+    stage.origin.rests().await;
 }

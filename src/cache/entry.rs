@@ -117,6 +117,12 @@ impl<V> Entry<V> {
         Self { value, fresh_until: timeline.instant_of(times.fresh_until), born: storing.born, more }
     }
 
+    /// When its freshness ends; `None`: beyond the clock's range.
+    #[cfg(feature = "layer")]
+    pub(crate) fn fresh_until(&self) -> Option<Instant> {
+        self.fresh_until
+    }
+
     #[inline]
     pub(super) fn is_fresh(&self, timeline: &Timeline) -> bool {
         self.fresh_until.is_none_or(|end| timeline.instant() < end)

@@ -45,12 +45,6 @@ impl Generations {
         (self.hasher.hash_one(tag) % MARKS as u64) as Mark
     }
 
-    /// The number of a mark's last invalidation.
-    #[cfg(feature = "layer")]
-    pub(crate) fn of(&self, mark: Mark) -> u64 {
-        self.marks[usize::from(mark)].load(Ordering::Acquire).max(self.floor.load(Ordering::Acquire))
-    }
-
     #[inline]
     pub(crate) fn is_valid(&self, born: Born, marks: Option<&[Mark]>) -> bool {
         self.floor.load(Ordering::Acquire) <= born.0

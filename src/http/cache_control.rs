@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::CACHE_CONTROL;
 
+use crate::http::cache_status::Ttl;
 use crate::http::syntax::delta_seconds;
 
 /// The directives of a response that matter to a shared cache. `immutable`, `no-transform` and unknown ones are
@@ -111,6 +112,26 @@ impl RequestDirectives {
         });
         found.no_store |= !complete;
         found
+    }
+
+    /// Whether a client that is heard lets itself be served a response of this age, with so much freshness left, that
+    /// is good enough for others (RFC 9111 section 5.2.1).
+    pub(crate) fn allow(&self, age: Duration, ttl: Ttl, must_revalidate: bool) -> bool {
+        let is_young = self.max_age.is_none_or(|most| age <= most);
+        let stays_fresh = match ttl {
+            Ttl::Left(left) => self.min_fresh.is_none_or(|least| left >= least),
+            Ttl::Over(_) => self.min_fresh.is_none(),
+        };
+        let takes_old = !must_revalidate && self.max_age.is_some() && self.takes_stale(ttl);
+        !self.no_cache && stays_fresh && (is_young || takes_old)
+    }
+
+    /// Whether a client that is heard takes a response that is stale for so long.
+    pub(crate) fn takes_stale(&self, ttl: Ttl) -> bool {
+        match ttl {
+            Ttl::Left(_) => false,
+            Ttl::Over(over) => self.max_stale.is_some_and(|most| over <= most),
+        }
     }
 }
 
@@ -320,6 +341,29 @@ mod tests {
         assert_eq!(of("max-age=5, max-age=5").max_age, secs(5));
         assert_eq!(of("max-age=5, max-age=6").max_age, secs(0));
         assert_eq!(response(&[b"max-age=6", b"max-age=5", b"max-age=6"]).max_age, secs(0));
+    }
+
+    #[test]
+    fn a_client_that_is_heard_limits_age_and_freshness() {
+        let (age, secs) = (Duration::from_secs(10), Duration::from_secs);
+        let fresh = |line| request(line).allow(age, Ttl::Left(secs(20)), false);
+        for allowed in ["", "max-age=10", "min-fresh=20", "max-stale", "no-store", "max-age=60, min-fresh=5"]
+        {
+            assert!(fresh(allowed), "{allowed}");
+        }
+        for refused in
+            ["no-cache", "max-age=9", "max-age=0", "min-fresh=21", "max-age=x", "max-age=9, max-stale"]
+        {
+            assert!(!fresh(refused), "{refused}");
+        }
+        let stale = |line, must| request(line).allow(age, Ttl::Over(secs(5)), must);
+        assert!(stale("", false) && stale("max-age=9, max-stale=5", false));
+        assert!(!stale("min-fresh=0", false) && !stale("max-age=9, max-stale=4", false));
+        assert!(!stale("max-age=9, max-stale=5", true));
+        assert!(request("max-stale=5").takes_stale(Ttl::Over(secs(5))));
+        assert!(request("max-stale").takes_stale(Ttl::Over(secs(500))));
+        assert!(!request("max-stale=4").takes_stale(Ttl::Over(secs(5))));
+        assert!(!request("").takes_stale(Ttl::Over(secs(0))));
     }
 
     #[test]

@@ -1,11 +1,7 @@
 //! Which requests may be coalesced at all. Everything else goes straight through, untouched.
 
-use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, IF_MATCH, IF_UNMODIFIED_SINCE, PROXY_AUTHORIZATION,
-    RANGE, TRANSFER_ENCODING, UPGRADE,
-};
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::http::key::MethodClass;
 use crate::http::rule::KeyRule;
@@ -21,7 +17,7 @@ pub(crate) enum Eligibility {
 }
 
 /// Why a request goes straight through. When several apply, the first in this order is named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum PassReason {
     /// Neither GET nor HEAD (CONNECT included, plain or extended as in RFC 8441), or a GET that asks a handler to
     /// treat it as something else.
@@ -63,45 +59,40 @@ pub(crate) fn classify(parts: &Parts, body_is_empty: bool, rule: &KeyRule) -> El
 }
 
 fn pass_reason(headers: &HeaderMap, body_is_empty: bool, rule: &KeyRule) -> Option<PassReason> {
-    let has = |name| headers.contains_key::<http::HeaderName>(name);
-    let reason = if overrides_method(headers) {
-        PassReason::Method
-    } else if has(UPGRADE) || names_upgrade(headers) {
-        PassReason::Upgrade
-    } else if !rule.admits(&AUTHORIZATION, headers) {
-        PassReason::Authorization
-    } else if !rule.admits(&PROXY_AUTHORIZATION, headers) {
-        PassReason::ProxyAuthorization
-    } else if !rule.admits_cookies(headers) {
-        PassReason::Cookie
-    } else if !body_is_empty || has(TRANSFER_ENCODING) || claims_length(headers) {
-        PassReason::Body
-    } else if has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) {
-        PassReason::Precondition
-    } else if has(EXPECT) {
-        PassReason::Expect
-    } else if has(RANGE) {
-        PassReason::Range
-    } else {
-        return None;
+    let framing = (!body_is_empty).then_some(PassReason::Body);
+    let lines = headers.iter().filter_map(|(name, value)| reason_of(name, value, headers, rule));
+    lines.chain(framing).min()
+}
+
+/// What one line says against taking part. One look at each name: nearly all requests have none of these.
+fn reason_of(
+    name: &HeaderName,
+    value: &HeaderValue,
+    headers: &HeaderMap,
+    rule: &KeyRule,
+) -> Option<PassReason> {
+    let (reason, applies) = match name.as_str() {
+        // By these some frameworks let a GET act as another method. Answers to those are no answers to GET.
+        "x-http-method-override" | "x-method-override" | "x-http-method" => (PassReason::Method, true),
+        "upgrade" => (PassReason::Upgrade, true),
+        "connection" => (PassReason::Upgrade, names_upgrade(value)),
+        "authorization" => (PassReason::Authorization, !rule.keys(name)),
+        "proxy-authorization" => (PassReason::ProxyAuthorization, !rule.keys(name)),
+        "cookie" => (PassReason::Cookie, !rule.admits_cookies(headers)),
+        "transfer-encoding" => (PassReason::Body, true),
+        // Any but zero, malformed ones included.
+        "content-length" => (PassReason::Body, syntax::delta_seconds(value.as_bytes()) != Some(0)),
+        "if-match" | "if-unmodified-since" => (PassReason::Precondition, true),
+        "expect" => (PassReason::Expect, true),
+        "range" => (PassReason::Range, true),
+        _ => return None,
     };
-    Some(reason)
+    applies.then_some(reason)
 }
 
-/// The headers by which some frameworks let a GET act as another method. Answers to those are no answers to GET.
-fn overrides_method(headers: &HeaderMap) -> bool {
-    ["x-http-method-override", "x-method-override", "x-http-method"]
-        .iter()
-        .any(|name| headers.contains_key(*name))
-}
-
-fn names_upgrade(headers: &HeaderMap) -> bool {
-    syntax::members(headers, &CONNECTION).any(|member| member.eq_ignore_ascii_case(b"upgrade"))
-}
-
-/// Any `Content-Length` but zero, malformed ones included.
-fn claims_length(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_LENGTH).iter().any(|value| syntax::delta_seconds(value.as_bytes()) != Some(0))
+fn names_upgrade(connection: &HeaderValue) -> bool {
+    let mut members = connection.as_bytes().split(|byte| *byte == b',').map(syntax::trim_ows);
+    members.any(|member| member.eq_ignore_ascii_case(b"upgrade"))
 }
 
 #[cfg(test)]

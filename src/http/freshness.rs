@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, DATE, EXPIRES};
+use http::header::{AGE, DATE, EXPIRES, LAST_MODIFIED};
 use http::{HeaderMap, HeaderName};
 
 use crate::http::cache_control::ResponseDirectives;
@@ -32,6 +32,18 @@ fn expires_lifetime(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     };
     let lifetime = expires.and_then(|expires| expires.duration_since(generated(headers, now)).ok());
     Some(lifetime.unwrap_or_default().min(MAX_LIFETIME))
+}
+
+/// The longest lifetime that is guessed.
+const MAX_GUESS: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A `share` of the time from `Last-Modified` to `Date`, at most a day (RFC 9111 section 4.2.2). `None` where that is
+/// nothing.
+pub(crate) fn heuristic_lifetime(headers: &HeaderMap, share: f64, now: SystemTime) -> Option<Duration> {
+    let modified = single_date(headers, &LAST_MODIFIED)?;
+    let unchanged = generated(headers, now).duration_since(modified).ok()?.min(MAX_LIFETIME);
+    let lifetime = unchanged.mul_f64(share).min(MAX_GUESS);
+    (!lifetime.is_zero()).then_some(lifetime)
 }
 
 /// How old the response is on arrival: the greater of `Age` and what `Date` tells (RFC 9111 section 4.2.3). The time
@@ -142,6 +154,19 @@ pub(crate) mod tests {
     #[test]
     fn lifetimes_are_capped() {
         assert_eq!(lifetime(&[("expires", "Fri, 31 Dec 9999 23:59:59 GMT")]), Some(1 << 31));
+    }
+
+    #[test]
+    fn a_guess_is_a_share_of_the_time_without_a_change_and_at_most_a_day() {
+        let guess =
+            |lines: &[(&str, &str)]| heuristic_lifetime(&map(lines), 0.1, now()).map(|guess| guess.as_secs());
+        assert_eq!(guess(&[("last-modified", &date(-1_000))]), Some(100));
+        assert_eq!(guess(&[("last-modified", &date(-1_000)), ("date", &date(-500))]), Some(50));
+        assert_eq!(guess(&[("last-modified", &date(-100_000_000))]), Some(86_400));
+        for nothing in [date(0), date(5), "yesterday".into()] {
+            assert_eq!(guess(&[("last-modified", &nothing)]), None, "{nothing}");
+        }
+        assert_eq!(guess(&[]), None);
     }
 
     #[test]

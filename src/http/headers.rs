@@ -136,12 +136,13 @@ const fn by_length() -> ByLength {
     table
 }
 
-/// Whether `name` is on the closed list of request headers that no key needs. Compares with the few names of the
-/// same length, allocates nothing.
+/// Whether `name` is on the closed list of request headers that no key needs. Compares with the few names that have
+/// its length and its first and last byte, allocates nothing.
 pub(crate) fn ignored(name: &HeaderName) -> bool {
-    let name = name.as_str();
+    let name = name.as_str().as_bytes();
     let Some(&[start, end]) = BY_LENGTH.starts.get(name.len()..name.len() + 2) else { return false };
-    BY_LENGTH.sorted[start..end].contains(&name)
+    let mut alike = BY_LENGTH.sorted[start..end].iter().map(|known| known.as_bytes());
+    alike.any(|known| known.first() == name.first() && known.last() == name.last() && known == name)
 }
 
 /// Removes what belongs to one connection only, from a response that is to be stored or shared: `Connection` and

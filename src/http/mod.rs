@@ -9,9 +9,13 @@
 //! | which requests are the same request? | [`key`], by the [`rule`], [`vary`] and [`cookies`] |
 //! | may this response be given to others, and kept for how long? | [`verdict`], from [`cache_control`] and [`freshness`] |
 //! | has the client this body already? | [`conditional`] |
+//! | is what is stored still the origin's answer? | [`validate`] |
+//! | which part of a stored body is asked for? | [`range`] |
+//! | what is a client told about it? | [`cache_status`] |
 //! | what does an unsafe request make out of date? | [`origin`] |
 
 pub(crate) mod cache_control;
+pub(crate) mod cache_status;
 pub(crate) mod conditional;
 pub(crate) mod cookies;
 pub(crate) mod eligible;
@@ -19,8 +23,11 @@ pub(crate) mod freshness;
 pub(crate) mod headers;
 pub(crate) mod key;
 pub(crate) mod origin;
+pub(crate) mod range;
 pub(crate) mod rule;
 pub(crate) mod syntax;
+pub(crate) mod targeted;
+pub(crate) mod validate;
 pub(crate) mod vary;
 pub(crate) mod verdict;
 pub(crate) mod writer;

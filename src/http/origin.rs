@@ -35,16 +35,26 @@ pub(crate) fn target<'a>(parts: &'a Parts, original: Option<&'a Uri>) -> Target<
     }
 }
 
-/// Feeds `hasher` with a target, so that equal targets give equal hashes: host without case, user and default port,
-/// path and query byte for byte.
-pub(crate) fn hash_target<H: Hasher>(host: &[u8], path_and_query: &[u8], hasher: &mut H) {
-    let host = bare_host(host, None);
-    hasher.write_usize(host.len());
-    for byte in host {
-        hasher.write_u8(byte.to_ascii_lowercase());
-    }
+/// The hashes of a target on whatever host, and on its own, so that equal targets give equal hashes: path and query
+/// byte for byte, host without case, user and default port.
+pub(crate) fn hash_target<H: Hasher + Clone>(
+    host: &[u8],
+    path_and_query: &[u8],
+    mut hasher: H,
+) -> (u64, u64) {
     hasher.write_usize(path_and_query.len());
     hasher.write(path_and_query);
+    let anywhere = hasher.clone().finish();
+    let host = bare_host(host, None);
+    hasher.write_usize(host.len());
+    let mut lower = [0; 32];
+    for part in host.chunks(lower.len()) {
+        let lower = &mut lower[..part.len()];
+        lower.copy_from_slice(part);
+        lower.make_ascii_lowercase();
+        hasher.write(lower);
+    }
+    (anywhere, hasher.finish())
 }
 
 /// Path and query of what `Location` and `Content-Location` of a response point to, where that is of the same
@@ -161,9 +171,7 @@ mod tests {
     }
 
     fn hash(host: &str, path_and_query: &str) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        hash_target(host.as_bytes(), path_and_query.as_bytes(), &mut hasher);
-        hasher.finish()
+        hash_target(host.as_bytes(), path_and_query.as_bytes(), DefaultHasher::new()).1
     }
 
     #[test]
@@ -289,5 +297,8 @@ mod tests {
         assert_ne!(hash("example.com", "/x"), hash("example.org", "/x"));
         assert_ne!(hash("example.com:8080", "/x"), hash("example.com", "/x"));
         assert_ne!(hash("a", "/b"), hash("a/", "b"));
+        let anywhere = |host: &[u8], path: &[u8]| hash_target(host, path, DefaultHasher::new()).0;
+        assert_eq!(anywhere(b"a", b"/x"), anywhere(b"b", b"/x"));
+        assert_ne!(anywhere(b"a", b"/x"), anywhere(b"a", b"/y"));
     }
 }

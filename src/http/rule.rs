@@ -9,7 +9,7 @@ use crate::http::headers;
 
 /// Changes when the default list or the layout of keys does, so that a store shared by two versions of this crate
 /// never mixes their keys.
-const RULE_VERSION: u8 = 1;
+const RULE_VERSION: u8 = 2;
 
 /// The rule by which requests get their key. `Default` is the safe one.
 ///
@@ -121,9 +121,11 @@ impl KeyRule {
 
     /// Whether the key of an eligible request holds credentials: then it is one principal's alone.
     pub(crate) fn holds_principal(&self, headers: &HeaderMap) -> bool {
-        [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE]
-            .iter()
-            .any(|name| headers.contains_key(name) && self.keys(name))
+        let keys_credentials = self.authorization || self.only.is_some();
+        keys_credentials
+            && [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE]
+                .iter()
+                .any(|name| headers.contains_key(name) && self.keys(name))
             || self.cookies.keys_any_of(headers)
     }
 

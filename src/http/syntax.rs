@@ -25,6 +25,16 @@ pub(crate) fn members<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Ite
         .filter(|member| !member.is_empty())
 }
 
+/// The words of a field, over all its lines, whatever stands between them: white space or commas.
+pub(crate) fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let between = |byte: &u8| matches!(byte, b',' | b' ' | b'\t');
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(move |line| line.as_bytes().split(between))
+        .filter(|word| !word.is_empty())
+}
+
 /// The value of a field that may stand only once. `Ok(None)` when absent, `Err` when lines contradict each other.
 pub(crate) fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Conflict> {
     let mut lines = headers.get_all(name).iter().map(|line| trim_ows(line.as_bytes()));
@@ -72,6 +82,12 @@ pub(crate) mod tests {
     fn members_come_from_every_line_without_empties() {
         let headers = map(&[("connection", "a ,,\tb"), ("connection", ""), ("connection", " c,")]);
         assert_eq!(members(&headers, &CONNECTION).collect::<Vec<_>>(), [b"a", b"b", b"c"]);
+    }
+
+    #[test]
+    fn words_are_kept_apart_by_space_or_comma() {
+        let headers = map(&[("connection", "a, b\tc"), ("connection", " d,,e ")]);
+        assert_eq!(words(&headers, &CONNECTION).collect::<Vec<_>>(), [b"a", b"b", b"c", b"d", b"e"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::VARY;
+use http::header::{ACCEPT_LANGUAGE, VARY};
 use http::{HeaderMap, HeaderName};
 
 use crate::http::rule::KeyRule;
@@ -68,23 +68,57 @@ impl VarySpec {
         Self::new(self.0.iter().filter(|name| !rule.settles(name)).cloned().collect())
     }
 
-    /// Writes the names and the values that the request has for them.
-    ///
-    /// Values are trimmed and otherwise taken as they are. Lines are kept apart, though RFC 9111 section 4.1 allows
-    /// to join them: a handler that reads the first line only tells `a` + `b` from `a, b`.
+    /// Writes the names and the values that the request has for them, normalised as RFC 9111 section 4.1 allows: the
+    /// lines of one field joined, white space around commas left out, languages without case.
     pub(crate) fn write(&self, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
         key.count(self.0.len())?;
         for name in &*self.0 {
-            let lines = headers.get_all(name);
             key.field(name.as_str().as_bytes())?;
             // No line and an empty line differ.
-            key.count(lines.iter().count())?;
-            for line in lines {
-                key.field(trim_ows(line.as_bytes()))?;
+            let mut lines = headers.get_all(name).iter();
+            let is_plain = |line: &[u8]| !line.contains(&b',') && *name != ACCEPT_LANGUAGE;
+            match (lines.next(), lines.next()) {
+                (None, _) => key.optional(None)?,
+                (Some(line), None) if is_plain(line.as_bytes()) => {
+                    key.optional(Some(trim_ows(line.as_bytes())))?;
+                }
+                _ => key.optional(Some(&normal(headers, name)))?,
             }
         }
         Ok(())
     }
+}
+
+/// All lines of a field as one, its members next to each other. What stands in quotes stays.
+fn normal(headers: &HeaderMap, name: &HeaderName) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (place, line) in headers.get_all(name).iter().enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        let (mut quoted, mut escaped) = (false, false);
+        for (place, member) in line
+            .as_bytes()
+            .split(|byte| {
+                let separates = *byte == b',' && !quoted;
+                if *byte == b'"' && !escaped {
+                    quoted = !quoted;
+                }
+                escaped = quoted && *byte == b'\\' && !escaped;
+                separates
+            })
+            .enumerate()
+        {
+            if place > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(trim_ows(member));
+        }
+    }
+    if *name == ACCEPT_LANGUAGE {
+        out.make_ascii_lowercase();
+    }
+    out
 }
 
 #[cfg(test)]
@@ -138,15 +172,40 @@ mod tests {
     }
 
     #[test]
-    fn white_space_around_a_value_does_not_split() {
-        assert_eq!(written("x", &[("x", " a\t")]), written("x", &[("x", "a")]));
+    fn white_space_around_members_does_not_split() {
+        for same in [" a\t", "a"] {
+            assert_eq!(written("x", &[("x", same)]), written("x", &[("x", "a")]), "{same:?}");
+        }
+        for same in ["1, 2", " 1 ,\t2 ", "1,2"] {
+            assert_eq!(written("x", &[("x", same)]), written("x", &[("x", "1,2")]), "{same:?}");
+        }
+        for other in ["1 2", "1,2,", ",1,2", "2,1", "1,2,2"] {
+            assert_ne!(written("x", &[("x", other)]), written("x", &[("x", "1,2")]), "{other:?}");
+        }
         assert_ne!(written("x", &[("x", "a b")]), written("x", &[("x", "a  b")]));
     }
 
     #[test]
-    fn lines_are_not_joined() {
-        assert_ne!(written("x", &[("x", "a"), ("x", "b")]), written("x", &[("x", "a, b")]));
-        assert_ne!(written("x", &[("x", "a"), ("x", "b")]), written("x", &[("x", "b"), ("x", "a")]));
+    fn what_stands_in_quotes_stays() {
+        for (one, other) in [("\"a, b\"", "\"a,b\""), ("\"\\\", b\"", "\"\\\",b\"")] {
+            assert_ne!(written("x", &[("x", one)]), written("x", &[("x", other)]), "{one}");
+        }
+        assert_eq!(written("x", &[("x", "\"a\" , b")]), written("x", &[("x", "\"a\",b")]));
+    }
+
+    #[test]
+    fn lines_are_joined_in_their_order() {
+        let joined = written("x", &[("x", "1, 2")]);
+        assert_eq!(written("x", &[("x", "1"), ("x", "2")]), joined);
+        assert_ne!(written("x", &[("x", "2"), ("x", "1")]), joined);
+    }
+
+    #[test]
+    fn languages_have_no_case_and_others_do() {
+        let language = |value| written("accept-language", &[("accept-language", value)]);
+        assert_eq!(language("eN, De"), language("en,de"));
+        assert_ne!(language("de, en"), language("en, de"), "a handler may take the first");
+        assert_ne!(written("x", &[("x", "A")]), written("x", &[("x", "a")]));
     }
 
     #[test]

@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime};
 use http::header::{
     CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, PRAGMA, PROXY_AUTHENTICATE, SET_COOKIE, WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::http::cache_control::ResponseDirectives;
-use crate::http::freshness::{MAX_LIFETIME, apparent_age, explicit_lifetime};
+use crate::http::freshness::{MAX_LIFETIME, apparent_age, explicit_lifetime, heuristic_lifetime};
 use crate::http::syntax::members;
+use crate::http::targeted;
+use crate::http::validate::Validators;
 use crate::http::vary::{Vary, VarySpec};
 
 /// The operator's word on times.
@@ -31,6 +33,10 @@ pub(crate) struct HttpPolicy {
     pub(crate) max_swr: Option<Duration>,
     /// The most that stale-if-error may be, whoever states it.
     pub(crate) max_sie: Option<Duration>,
+    /// The share of the time since `Last-Modified` for which a response that says nothing about freshness is fresh.
+    pub(crate) heuristic: Option<f64>,
+    /// The fields whose directives stand in for those of `Cache-Control`, the first that a response has.
+    pub(crate) targeted: Vec<HeaderName>,
 }
 
 /// What of the request matters to the verdict.
@@ -50,6 +56,9 @@ pub(crate) struct Verdict {
     /// Whether and how long it may be kept. Never without `share`. The answer to a HEAD is never kept, whatever
     /// stands here.
     pub(crate) store: Option<Lifetime>,
+    /// Although those waiting may not have it, it may be kept: each use needs the origin's word that it still holds
+    /// (`no-cache`, RFC 9111 section 5.2.2.4), and it has a validator to ask with.
+    pub(crate) check: bool,
     /// The request headers it depends on beyond the key. Empty for `Vary: *`, which is not shared.
     pub(crate) vary: VarySpec,
 }
@@ -111,12 +120,37 @@ pub(crate) struct Lifetime {
 
 impl Lifetime {
     /// Whether there is nothing left: neither freshness nor a stale window, already on arrival.
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.age >= self.fresh_for + self.stale_while_revalidate.max(self.stale_if_error)
     }
 }
 
+/// What a response says, to a shared cache like this.
+struct Word {
+    directives: ResponseDirectives,
+    /// In a field meant for this cache: `Cache-Control`, `Expires` and `Pragma` have no say.
+    is_targeted: bool,
+}
+
+impl Word {
+    fn of(headers: &HeaderMap, policy: &HttpPolicy) -> Self {
+        let targeted =
+            if policy.targeted.is_empty() { None } else { targeted::directives(headers, &policy.targeted) };
+        let is_targeted = targeted.is_some();
+        let directives = targeted.unwrap_or_else(|| ResponseDirectives::parse(headers));
+        Self { directives, is_targeted }
+    }
+
+    fn lifetime(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+        let Self { directives, is_targeted } = self;
+        let stated = directives.s_maxage.or(directives.max_age);
+        if *is_targeted { stated } else { explicit_lifetime(headers, directives, now) }
+    }
+}
+
 /// Judges the head of a response that arrived at `now`.
+///
+/// A response that is kept may be over already: the next load asks with its validators whether it still holds.
 pub(crate) fn judge(
     request: RequestFacts,
     status: StatusCode,
@@ -124,33 +158,61 @@ pub(crate) fn judge(
     policy: &HttpPolicy,
     now: SystemTime,
 ) -> Verdict {
-    let directives = ResponseDirectives::parse(headers);
+    let word = Word::of(headers, policy);
+    let directives = &word.directives;
     let age = apparent_age(headers, now);
-    let explicit = explicit_lifetime(headers, &directives, now);
+    let explicit = word.lifetime(headers, now);
     let is_fresh = explicit.is_some_and(|lifetime| lifetime > age);
     let vary = match VarySpec::parse(headers) {
         Vary::Any => None,
         Vary::Names(names) => Some(names),
     };
-    let share = match not_shared(status, headers, &directives, vary.is_none(), is_fresh) {
+    let share = match not_shared(status, headers, &word, vary.is_none(), is_fresh) {
         Some(reason) => Share::No(reason),
         None => Share::Yes,
     };
-    let store = if share == Share::Yes && !request.no_store && may_keep(status, &directives) {
-        lifetime(request, status, &directives, age, explicit, policy).filter(|lifetime| !lifetime.is_over())
+    let may_keep = !request.no_store && may_keep(status, directives);
+    let can_ask = || Validators::of(status, headers).is_some();
+    let store = if share == Share::Yes && may_keep {
+        let stated = explicit.or_else(|| guess(status, headers, directives, policy, now));
+        let lifetime = lifetime(request, status, directives, age, stated, policy);
+        lifetime.filter(|lifetime| !lifetime.is_over() || can_ask())
     } else {
         None
     };
-    Verdict { share, store, vary: vary.unwrap_or_default() }
+    // Nothing that comes before `no-cache` is against it, and of what comes after it `Vary`, credentials and streams are.
+    let check = share == Share::No(NotShared::NoCache)
+        && may_keep
+        && vary.is_some()
+        && !is_personal(headers)
+        && !is_event_stream(headers)
+        && !request.principal_in_key
+        && can_ask();
+    Verdict { share, store, check, vary: vary.unwrap_or_default() }
+}
+
+/// A lifetime by heuristics, where the operator asks for it: for statuses that allow it, or by the response's `public`
+/// (RFC 9111 section 4.2.2).
+fn guess(
+    status: StatusCode,
+    headers: &HeaderMap,
+    directives: &ResponseDirectives,
+    policy: &HttpPolicy,
+    now: SystemTime,
+) -> Option<Duration> {
+    let share = policy.heuristic?;
+    let is_allowed = directives.public || is_heuristically_fresh(status);
+    if is_allowed { heuristic_lifetime(headers, share, now) } else { None }
 }
 
 fn not_shared(
     status: StatusCode,
     headers: &HeaderMap,
-    directives: &ResponseDirectives,
+    word: &Word,
     varies_on_anything: bool,
     is_fresh: bool,
 ) -> Option<NotShared> {
+    let directives = &word.directives;
     let has = |name: &str| headers.contains_key(name);
     let reason = if status.is_informational() {
         NotShared::Informational
@@ -167,13 +229,13 @@ fn not_shared(
         NotShared::Private
     } else if forbids_storing(status, directives) {
         NotShared::NoStore
-    } else if directives.no_cache || pragma_no_cache(headers) {
+    } else if directives.no_cache || (!word.is_targeted && pragma_no_cache(headers)) {
         NotShared::NoCache
     } else if varies_on_anything {
         NotShared::VaryAny
-    } else if headers.contains_key(WWW_AUTHENTICATE) || headers.contains_key(PROXY_AUTHENTICATE) {
+    } else if has_challenge(headers) {
         NotShared::Challenge
-    } else if has("authentication-info") || has("proxy-authentication-info") {
+    } else if has_authentication_info(headers) {
         NotShared::AuthenticationInfo
     } else if is_client_fault(status) && !is_fresh {
         NotShared::ClientFault
@@ -183,6 +245,18 @@ fn not_shared(
         return None;
     };
     Some(reason)
+}
+
+fn has_challenge(headers: &HeaderMap) -> bool {
+    headers.contains_key(WWW_AUTHENTICATE) || headers.contains_key(PROXY_AUTHENTICATE)
+}
+
+fn has_authentication_info(headers: &HeaderMap) -> bool {
+    headers.contains_key("authentication-info") || headers.contains_key("proxy-authentication-info")
+}
+
+fn is_personal(headers: &HeaderMap) -> bool {
+    has_challenge(headers) || has_authentication_info(headers)
 }
 
 /// `no-store`, unless `must-understand` stands beside it and the status is understood (RFC 9111 section 5.2.2.3).
@@ -200,6 +274,11 @@ fn may_keep(status: StatusCode, directives: &ResponseDirectives) -> bool {
 /// Statuses whose demands on caches are those of every whole response (RFC 9110 section 15.1).
 fn is_understood(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 302 | 307 | 308 | 404 | 405 | 410 | 414 | 501)
+}
+
+/// Statuses that are heuristically cacheable (RFC 9110 section 15.1).
+fn is_heuristically_fresh(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
 /// Statuses that may be due to what only this client did or is.

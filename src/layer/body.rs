@@ -43,6 +43,8 @@ enum Kind<R> {
     Empty,
     /// Left out of a response that would have one, as to a HEAD. Its length is not zero but unsaid.
     LeftOut,
+    /// Pieces of a stored body, and how many bytes of them are left.
+    Part(std::vec::IntoIter<Bytes>, u64),
     Own(#[pin] R),
     Moved(Pin<Box<R>>),
     Shared {
@@ -56,7 +58,7 @@ impl<R> std::fmt::Debug for GuardBody<R> {
         let kind = match &self.0 {
             Kind::Empty | Kind::LeftOut => "empty",
             Kind::Own(_) | Kind::Moved(_) => "own",
-            Kind::Shared { .. } => "shared",
+            Kind::Part(..) | Kind::Shared { .. } => "shared",
         };
         f.debug_tuple("GuardBody").field(&kind).finish()
     }
@@ -69,6 +71,11 @@ impl<R> GuardBody<R> {
 
     pub(super) fn left_out() -> Self {
         Self(Kind::LeftOut)
+    }
+
+    pub(super) fn part(pieces: Vec<Bytes>) -> Self {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self(Kind::Part(pieces.into_iter(), length))
     }
 
     pub(super) fn own(body: R) -> Self {
@@ -96,6 +103,11 @@ where
         loop {
             let body = match kind.as_mut().project() {
                 KindProjection::Empty | KindProjection::LeftOut => return Poll::Ready(None),
+                KindProjection::Part(pieces, left) => {
+                    let piece = pieces.next();
+                    *left -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
+                    return Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))));
+                }
                 KindProjection::Own(body) => {
                     return body.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)));
                 }
@@ -133,6 +145,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Empty | Kind::LeftOut => true,
+            Kind::Part(_, left) => *left == 0,
             Kind::Own(body) => body.is_end_stream(),
             Kind::Moved(body) => body.is_end_stream(),
             Kind::Shared { reader, .. } => reader.is_at_end(),
@@ -143,6 +156,7 @@ where
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::LeftOut => SizeHint::new(),
+            Kind::Part(_, left) => SizeHint::with_exact(*left),
             Kind::Own(body) => body.size_hint(),
             Kind::Moved(body) => body.size_hint(),
             Kind::Shared { reader, .. } => reader.left().map_or_else(SizeHint::new, SizeHint::with_exact),

@@ -7,15 +7,18 @@ use std::time::Duration;
 use http::HeaderName;
 use http::request::Parts;
 
-use super::guard::{Guarded, KeyExtra, Settings};
+use super::budget::Budget;
+use super::guard::{Guarded, KeyExtra, OnWaitTimeout, Settings, Shared};
 use super::page::{PageKey, Reply};
 use super::stampede::StampedeGuard;
 use super::stats::Counters;
 use super::uniques::Uniques;
+use super::writes::Writes;
 use crate::cache::{Shelf, ShelfConfig, StoreKind, check_jitter, check_life, check_window};
 use crate::clock::{Clock, Timeline};
 use crate::error::{ConfigError, check_count, check_positive};
 use crate::flight::{FlightConfig, Flights};
+use crate::http::cache_status::CacheName;
 use crate::http::rule::KeyRule;
 use crate::http::verdict::HttpPolicy;
 use crate::policy::Lifetime;
@@ -45,8 +48,10 @@ pub struct StampedeGuardBuilder {
     flights: FlightConfig,
     clock: Option<Arc<dyn Clock>>,
     seed: Option<u64>,
-    /// The first header name that is none.
-    wrong_header: Option<(&'static str, String)>,
+    /// The first setting that says something impossible.
+    wrong: Option<ConfigError>,
+    /// The store of the guard that this one is derived from.
+    shared: Option<Shared>,
 }
 
 impl fmt::Debug for StampedeGuardBuilder {
@@ -73,6 +78,10 @@ impl StampedeGuardBuilder {
                 max_body_bytes: 1024 * 1024,
                 max_body_wait: Duration::from_millis(200),
                 max_variants: 32,
+                on_wait_timeout: OnWaitTimeout::default(),
+                honors_clients: false,
+                cache_name: None,
+                tag_header: None,
                 bypass: None,
                 key_with: None,
             },
@@ -85,8 +94,15 @@ impl StampedeGuardBuilder {
             },
             clock: None,
             seed: None,
-            wrong_header: None,
+            wrong: None,
+            shared: None,
         }
+    }
+
+    /// The settings of a guard, whose store the new one shares.
+    pub(super) fn derived(guard: &Guarded) -> Self {
+        let settings = guard.settings.clone();
+        Self { settings, shared: Some(guard.shared.clone()), ..Self::new() }
     }
 
     /// How long a 200 is fresh that says nothing about freshness. Default: 1 s.
@@ -106,7 +122,10 @@ impl StampedeGuardBuilder {
 
     /// The share of its lifetime by which a response's freshness is shortened at most, 0 to 1, so that responses
     /// stored together do not expire together. Default: 0.1.
+    ///
+    /// It is the store's: a guard that is [derived](StampedeGuard::derive) from another cannot set it.
     pub fn jitter(mut self, share: f64) -> Self {
+        self.of_the_store("jitter", &share);
         self.jitter = share;
         self
     }
@@ -115,7 +134,7 @@ impl StampedeGuardBuilder {
     /// (RFC 5861, section 3). Default: 1 s for a response that says nothing about freshness, zero for others.
     ///
     /// A response's own `stale-while-revalidate` counts for more; `must-revalidate`, `proxy-revalidate` and
-    /// `s-maxage` forbid it.
+    /// `s-maxage` forbid it. [`max_stale_while_revalidate`](Self::max_stale_while_revalidate) caps both.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
         self.settings.policy.default_swr = window;
         self.settings.policy.granted_swr = window;
@@ -132,6 +151,96 @@ impl StampedeGuardBuilder {
         self
     }
 
+    /// The longest that a response may be served stale while it is refreshed, whoever says so, itself included.
+    /// Default: `None`, as long as it says.
+    pub fn max_stale_while_revalidate(mut self, most: impl Into<Option<Duration>>) -> Self {
+        self.settings.policy.max_swr = most.into();
+        self
+    }
+
+    /// The longest that a response may be served stale because of a failure, whoever says so, itself included.
+    /// Default: `None`, as long as it says.
+    pub fn max_stale_if_error(mut self, most: impl Into<Option<Duration>>) -> Self {
+        self.settings.policy.max_sie = most.into();
+        self
+    }
+
+    /// Guesses how long a response is fresh that says nothing about it: for this share of the time since its
+    /// `Last-Modified`, more than 0 to 1, and at most a day (RFC 9111, section 4.2.2, which suggests 0.1). Default:
+    /// `None`, no guess.
+    ///
+    /// It applies to the statuses that allow it (200, 203, 204, 300, 301, 308, 404, 405, 410, 414 and 501) and, where
+    /// the response says `public`, to all. A 200 without `Last-Modified` is kept for [`ttl`](Self::ttl).
+    pub fn heuristic_freshness(mut self, share: impl Into<Option<f64>>) -> Self {
+        self.settings.policy.heuristic = share.into();
+        self
+    }
+
+    /// Reads the cache directives for this guard from a response field of their own, such as `CDN-Cache-Control`
+    /// (RFC 9213). Where a response has a valid one, `Cache-Control`, `Expires` and `Pragma` have no say. Called again,
+    /// it adds a field that is looked at if none of those before it is there. Default: none.
+    ///
+    /// ```
+    /// use stampede_guard::StampedeGuard;
+    ///
+    /// let guard = StampedeGuard::builder().targeted_cache_control("CDN-Cache-Control").build();
+    /// # assert!(guard.is_ok());
+    /// ```
+    pub fn targeted_cache_control(mut self, field: impl AsRef<str>) -> Self {
+        if let Some(name) = self.header("targeted_cache_control", field.as_ref()) {
+            self.settings.policy.targeted.push(name);
+        }
+        self
+    }
+
+    /// Whether the `Cache-Control` of requests counts: `no-cache`, `max-age` and `min-fresh` ask for a newer response
+    /// than others get, `max-stale` allows an older one (RFC 9111, section 5.2.1). Default: false, since a client can
+    /// then make the handler run whenever it likes. One run a key is under way at most, whoever asks.
+    ///
+    /// `no-store` and `only-if-cached` are heeded in any case. A response that forbids stale service is never served
+    /// stale.
+    pub fn honor_client_directives(mut self, honor: bool) -> Self {
+        self.settings.honors_clients = honor;
+        self
+    }
+
+    /// Adds `Cache-Status` to responses, with this name for the guard (RFC 9211): whether it was a hit and for how
+    /// much longer, why a request went on to the handler otherwise, whether it shared a run, whether the response is
+    /// stored. Default: off.
+    ///
+    /// ```
+    /// use stampede_guard::StampedeGuard;
+    ///
+    /// let guard = StampedeGuard::builder().cache_status("shop").build();
+    /// # assert!(guard.is_ok());
+    /// ```
+    pub fn cache_status(mut self, name: impl AsRef<str>) -> Self {
+        let name = name.as_ref();
+        self.settings.cache_name = CacheName::new(name);
+        if self.settings.cache_name.is_none() {
+            self.is_wrong(ConfigError::new("cache_status", name, "a name of printable ASCII"));
+        }
+        self
+    }
+
+    /// The response field in which handlers name the tags of what they return, such as `Cache-Tag` or `Surrogate-Key`,
+    /// with commas or spaces between them, for [`invalidate_tag`](StampedeGuard::invalidate_tag). It is taken out of
+    /// every response. Default: none.
+    ///
+    /// ```
+    /// use stampede_guard::StampedeGuard;
+    ///
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let guard = StampedeGuard::builder().tag_header("Cache-Tag").build()?;
+    /// guard.invalidate_tag("shoes");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn tag_header(mut self, name: impl AsRef<str>) -> Self {
+        self.settings.tag_header = self.header("tag_header", name.as_ref());
+        self
+    }
+
     /// How long a handler that runs for several clients may take up to its response's head. Default: 30 s. `None` is
     /// no limit.
     ///
@@ -142,10 +251,17 @@ impl StampedeGuardBuilder {
         self
     }
 
-    /// How long a request waits for another's handler run before it gets a stale response, if allowed, or a 504.
-    /// Default: `None`, as long as the run takes.
+    /// How long a request waits for another's handler run before it gets a stale response, if allowed, or what
+    /// [`on_wait_timeout`](Self::on_wait_timeout) says. Default: `None`, as long as the run takes.
     pub fn wait_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.settings.wait_timeout = limit.into();
+        self
+    }
+
+    /// What a request gets after [`wait_timeout`](Self::wait_timeout) where nothing stale may be served. Default:
+    /// [`OnWaitTimeout::Refuse`], a 504.
+    pub fn on_wait_timeout(mut self, what: OnWaitTimeout) -> Self {
+        self.settings.on_wait_timeout = what;
         self
     }
 
@@ -223,20 +339,27 @@ impl StampedeGuardBuilder {
     }
 
     /// What is stored at most, in bytes: bodies, headers and keys. Default: 64 MiB.
+    ///
+    /// Bodies under way, which others may be reading, hold as much again at most; beyond it a response goes to its
+    /// own client alone. Like [`jitter`](Self::jitter), it is the store's.
     pub fn max_stored_bytes(mut self, bytes: u64) -> Self {
+        self.of_the_store("max_stored_bytes", &bytes);
         self.max_stored_bytes = bytes;
         self
     }
 
-    /// How many keys may be in flight; a request for one more goes straight through. Default: 10,000.
+    /// How many keys may be in flight; a request for one more goes straight through. Default: 10,000. Like
+    /// [`jitter`](Self::jitter), it is the store's.
     pub fn max_in_flight(mut self, keys: usize) -> Self {
+        self.of_the_store("max_in_flight", &keys);
         self.flights.max_in_flight = keys;
         self
     }
 
     /// How many requests may wait for one key; one more gets a stale response if there is one, else a 503.
-    /// Default: 65,536.
+    /// Default: 65,536. Like [`jitter`](Self::jitter), it is the store's.
     pub fn max_waiters_per_key(mut self, requests: usize) -> Self {
+        self.of_the_store("max_waiters_per_key", &requests);
         self.flights.max_waiters_per_key = requests;
         self
     }
@@ -250,30 +373,45 @@ impl StampedeGuardBuilder {
 
     /// How many handlers may run with nobody waiting for them, and bodies come with nobody reading: for clients that
     /// went away, and background refreshes. Default: 64. Beyond it, a run that lost its clients is dropped and a
-    /// refresh is left to a later request.
+    /// refresh is left to a later request. Like [`jitter`](Self::jitter), it is the store's.
     pub fn max_abandoned(mut self, runs: usize) -> Self {
+        self.of_the_store("max_abandoned", &runs);
         self.flights.max_abandoned = runs;
         self
     }
 
-    /// Where the store's time comes from. Default: Tokio's clock.
+    /// Where the store's time comes from. Default: Tokio's clock. Like [`jitter`](Self::jitter), it is the store's.
     pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.of_the_store("clock", &"another");
         self.clock = Some(Arc::new(clock));
         self
     }
 
-    /// Makes jitter repeatable. Default: random.
+    /// Makes jitter repeatable. Default: random. Like [`jitter`](Self::jitter), it is the store's.
     pub fn seed(mut self, seed: u64) -> Self {
+        self.of_the_store("seed", &seed);
         self.seed = Some(seed);
         self
     }
 
     fn header(&mut self, field: &'static str, name: &str) -> Option<HeaderName> {
         let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
-        if parsed.is_none() && self.wrong_header.is_none() {
-            self.wrong_header = Some((field, name.to_owned()));
+        if parsed.is_none() {
+            const ALLOWED: &str = "header names: letters, digits and !#$%&'*+-.^_`|~";
+            self.is_wrong(ConfigError::new(field, name, ALLOWED));
         }
         parsed
+    }
+
+    fn is_wrong(&mut self, error: ConfigError) {
+        self.wrong.get_or_insert(error);
+    }
+
+    /// A setting that all who share a store have in common.
+    fn of_the_store(&mut self, field: &'static str, given: &dyn fmt::Debug) {
+        if self.shared.is_some() {
+            self.is_wrong(ConfigError::new(field, given, "set on the guard that this one is derived from"));
+        }
     }
 
     /// The guard.
@@ -282,11 +420,12 @@ impl StampedeGuardBuilder {
     ///
     /// [`ConfigError`] names the setting that is out of its range: `ttl`, `load_timeout` and `wait_timeout` must be
     /// more than 0 and at most 100 years, the stale windows and `max_body_wait` at most 100 years, `jitter` from 0 to
-    /// 1, `max_body_bytes`, `max_stored_bytes`, `max_in_flight`, `max_waiters_per_key` and `max_variants` at least 1,
-    /// header names as in RFC 9110, section 5.1.
+    /// 1, `heuristic_freshness` more than 0 and at most 1, `max_body_bytes`, `max_stored_bytes`, `max_in_flight`,
+    /// `max_waiters_per_key` and `max_variants` at least 1, header names as in RFC 9110, section 5.1, the name for
+    /// `cache_status` printable ASCII. What is the store's is not set on a derived guard.
     pub fn build(self) -> Result<StampedeGuard, ConfigError> {
-        if let Some((field, name)) = self.wrong_header {
-            return Err(ConfigError::new(field, name, "header names: letters, digits and !#$%&'*+-.^_`|~"));
+        if let Some(error) = self.wrong {
+            return Err(error);
         }
         let policy = &self.settings.policy;
         check_life(&Lifetime {
@@ -301,6 +440,16 @@ impl StampedeGuardBuilder {
             limit.map(|limit| check_positive(field, limit)).transpose()?;
         }
         check_window("max_body_wait", self.settings.max_body_wait)?;
+        for (field, most) in
+            [("max_stale_while_revalidate", policy.max_swr), ("max_stale_if_error", policy.max_sie)]
+        {
+            most.map(|most| check_window(field, most)).transpose()?;
+        }
+        if let Some(share) = policy.heuristic
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return Err(ConfigError::new("heuristic_freshness", share, "more than 0 and at most 1"));
+        }
         for (field, bytes) in
             [("max_body_bytes", self.settings.max_body_bytes), ("max_stored_bytes", self.max_stored_bytes)]
         {
@@ -315,6 +464,9 @@ impl StampedeGuardBuilder {
 
     /// The guard with settings that are known to be in range.
     pub(super) fn defaults(self) -> Guarded {
+        if let Some(shared) = self.shared {
+            return Guarded { settings: self.settings, shared };
+        }
         let shelf = Shelf::new(ShelfConfig {
             store: StoreKind::Moka,
             capacity: self.max_stored_bytes,
@@ -325,14 +477,16 @@ impl StampedeGuardBuilder {
             jitter: self.jitter,
             early: None,
         });
-        Guarded {
-            settings: self.settings,
+        let shared = Shared {
             // The time-out of a handler run ends at its response's head, which the flight does not see.
             flights: Flights::new(self.flights, shelf),
-            counters: Counters::default(),
-            uniques: Uniques::default(),
+            counters: Arc::new(Counters::default()),
+            uniques: Arc::new(Uniques::default()),
+            budget: Budget::new(self.max_stored_bytes),
+            writes: Arc::new(Writes::default()),
             hasher: RandomState::new(),
-        }
+        };
+        Guarded { settings: self.settings, shared }
     }
 }
 
@@ -341,7 +495,7 @@ impl StampedeGuardBuilder {
 fn weigh(key: &PageKey, reply: &Reply) -> u32 {
     const OVERHEAD: u64 = 256;
     let value = match reply {
-        Reply::Page(page, _) => page.weight(),
+        Reply::Page(page, _) | Reply::Checked(page) => page.weight(),
         Reply::Varies(signpost) => signpost.weight(),
         Reply::Private => 0,
     };

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use tower::BoxError;
 
+use super::budget::Room;
 use super::guard::Guarded;
 use super::recording::{BrokenBody, End, Recording};
 use crate::sync::Arc;
@@ -33,7 +34,7 @@ impl Keep {
 
     /// Whether the body may go on: with nobody reading, only as one of so many.
     fn may_go_on(&mut self, read: bool) -> bool {
-        let flights = &self.guard.flights;
+        let flights = self.guard.flights();
         if read && std::mem::take(&mut self.unattended) {
             flights.leave_unattended();
         } else if !read && !self.unattended {
@@ -44,18 +45,21 @@ impl Keep {
 
     fn end(self, end: &End) {
         if self.unattended {
-            self.guard.flights.leave_unattended();
+            self.guard.flights().leave_unattended();
         }
         (self.at_end)(end);
     }
 }
 
-/// The future that fills a recording.
+/// The future that fills a recording. It makes room for bytes after it took them, one frame at a time: a body of known
+/// length has its room from the start.
 pub(super) struct Fill<R> {
     /// `None` once it has been read to its end or moved on.
     body: Option<Pin<Box<R>>>,
     recording: Arc<Recording>,
     limit: u64,
+    /// What it may hold of what all bodies under way may hold.
+    room: Room,
     /// Where the body goes if it outgrows the limit.
     rest: Option<oneshot::Sender<Pin<Box<R>>>>,
     keep: Option<Keep>,
@@ -69,10 +73,10 @@ where
     R: Body<Data = Bytes>,
     R::Error: Into<BoxError>,
 {
-    pub(super) fn new(body: R, recording: &Arc<Recording>, limit: u64) -> Self {
+    pub(super) fn new(body: R, recording: &Arc<Recording>, limit: u64, room: Room) -> Self {
         let recording = Arc::clone(recording);
         let body = Some(Box::pin(body));
-        Self { body, recording, limit, rest: None, keep: None, patience: None, waited: None }
+        Self { body, recording, limit, room, rest: None, keep: None, patience: None, waited: None }
     }
 
     /// Hands the body on if it outgrows the limit.
@@ -141,7 +145,7 @@ where
                 Some(Ok(Ok(data))) => {
                     let length = self.recording.recorded() + data.len() as u64;
                     self.recording.push(data);
-                    if length > self.limit {
+                    if length > self.limit || !self.room.grow_to(length) {
                         self.move_on();
                     }
                 }

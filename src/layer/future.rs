@@ -16,8 +16,9 @@ use tower::util::Oneshot;
 use super::address::original_uri;
 use super::body::GuardBody;
 use super::guard::Guarded;
-use super::load::length;
+use super::land::length;
 use super::page::PageKey;
+use crate::http::cache_status::Forward;
 use crate::http::origin::{Target, same_origin_targets, target};
 use crate::http::verdict::{self, RequestFacts, Share};
 
@@ -88,11 +89,11 @@ where
                 Poll::Ready(Ok(response.take().expect("polled after it was ready")))
             }
             KindProjection::Pass { call, afterwards, .. } => {
-                let response = ready!(call.poll(cx))?;
-                match afterwards.take() {
-                    Some(Afterwards::Outdates(outdates)) => outdates.after(&response),
-                    Some(Afterwards::Lifts(lifts)) => lifts.after(&response),
-                    None => {}
+                let response = ready!(call.poll(cx));
+                let afterwards = afterwards.take();
+                let mut response = response?;
+                if let Some(afterwards) = afterwards {
+                    afterwards.after(&mut response);
                 }
                 Poll::Ready(Ok(response.map(GuardBody::own)))
             }
@@ -101,40 +102,56 @@ where
     }
 }
 
-/// What the response to a request that went straight through may change.
-pub(super) enum Afterwards {
+/// What follows the response to a request that went straight through.
+pub(super) struct Afterwards {
+    pub(super) guard: Arc<Guarded>,
+    pub(super) why: Forward,
+    pub(super) changes: Changes,
+}
+
+/// What such a response may change.
+pub(super) enum Changes {
+    Nothing,
     Outdates(Box<Outdates>),
-    Lifts(Box<Lifts>),
+    Lifts(Lifts),
+}
+
+impl Afterwards {
+    fn after<R: Body>(self, response: &mut Response<R>) {
+        match self.changes {
+            Changes::Nothing => {}
+            Changes::Outdates(outdates) => outdates.after(response),
+            Changes::Lifts(lifts) => lifts.after(&self.guard, response),
+        }
+        self.guard.finish(response, self.why);
+    }
 }
 
 /// The marker because of which a request ran for its own client alone. One client's response put it there; another's
 /// that may be shared takes it away, or a single client could keep all others from sharing.
 pub(super) struct Lifts {
-    guard: Arc<Guarded>,
-    key: PageKey,
-    facts: RequestFacts,
+    pub(super) key: PageKey,
+    pub(super) facts: RequestFacts,
 }
 
 impl Lifts {
-    pub(super) fn new(guard: &Arc<Guarded>, key: PageKey, facts: RequestFacts) -> Self {
-        Self { guard: Arc::clone(guard), key, facts }
-    }
-
     /// Only a length that fits shows that nobody would wait for the body in vain.
-    fn after<R: Body>(self, response: &Response<R>) {
-        let settings = &self.guard.settings;
+    fn after<R: Body>(self, guard: &Guarded, response: &Response<R>) {
+        let settings = &guard.settings;
         let (status, headers) = (response.status(), response.headers());
         let verdict = verdict::judge(self.facts, status, headers, &settings.policy, SystemTime::now());
         let fits = length(headers, response.body()).is_some_and(|length| length <= settings.max_body_bytes);
         if verdict.share == Share::Yes && fits {
-            self.guard.lift(&self.key);
+            guard.lift(&self.key);
         }
     }
 }
 
-/// The target of an unsafe request: what is stored of it is out of date once it succeeds (RFC 9111 section 4.4).
+/// The target of an unsafe request: what is stored of it is out of date once it succeeds (RFC 9111 section 4.4), and
+/// if nobody learns whether it did: its client went away, or the service failed.
 pub(super) struct Outdates {
     guard: Arc<Guarded>,
+    is_answered: bool,
     scheme: Option<String>,
     host: Vec<u8>,
     path_and_query: String,
@@ -145,6 +162,7 @@ impl Outdates {
         let target = target(parts, original_uri(parts));
         Self {
             guard: Arc::clone(guard),
+            is_answered: false,
             scheme: target.scheme.map(str::to_owned),
             host: target.host.to_vec(),
             path_and_query: target.path_and_query.to_owned(),
@@ -152,18 +170,28 @@ impl Outdates {
     }
 
     /// Before anybody sees the response: who has seen it finds nothing from before.
-    fn after<R>(self, response: &Response<R>) {
+    fn after<R>(mut self, response: &Response<R>) {
+        self.is_answered = true;
         let status = response.status();
         if !status.is_success() && !status.is_redirection() {
             return;
         }
-        let asked =
-            Target { scheme: self.scheme.as_deref(), host: &self.host, path_and_query: &self.path_and_query };
-        let generations = &self.guard.shelf().generations;
-        generations.invalidate(self.guard.mark(&asked));
+        let asked = self.target();
+        self.guard.invalidate(&asked);
         for path_and_query in same_origin_targets(&asked, response.headers()) {
-            let named = Target { path_and_query: &path_and_query, ..asked };
-            generations.invalidate(self.guard.mark(&named));
+            self.guard.invalidate(&Target { path_and_query: &path_and_query, ..asked });
+        }
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target { scheme: self.scheme.as_deref(), host: &self.host, path_and_query: &self.path_and_query }
+    }
+}
+
+impl Drop for Outdates {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.guard.invalidate(&self.target());
         }
     }
 }

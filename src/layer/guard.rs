@@ -6,15 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
+use http::{HeaderMap, HeaderName};
 
+use super::budget::Budget;
 use super::load::{Failure, PageArrival};
 use super::page::{Page, PageKey, Reply};
 use super::stats::Counters;
 use super::uniques::Uniques;
+use super::writes::Writes;
 use crate::cache::{Entry, Mark, Shelf};
 use crate::flight::Flights;
+use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
 use crate::http::origin::{Target, hash_target};
 use crate::http::rule::KeyRule;
+use crate::http::syntax::words;
+use crate::http::vary::VarySpec;
 use crate::http::verdict::HttpPolicy;
 use crate::policy::Freshness;
 use crate::sync::RandomState;
@@ -58,6 +64,30 @@ impl KeyExtra {
     }
 }
 
+/// What becomes of a request that has waited for another's handler run for `wait_timeout`, and for which nothing stale
+/// may be served.
+///
+/// ```
+/// use std::time::Duration;
+/// use stampede_guard::{OnWaitTimeout, StampedeGuard};
+///
+/// let guard = StampedeGuard::builder()
+///     .wait_timeout(Duration::from_secs(2))
+///     .on_wait_timeout(OnWaitTimeout::PassThrough)
+///     .build();
+/// # assert!(guard.is_ok());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnWaitTimeout {
+    /// It gets a 504.
+    #[default]
+    Refuse,
+    /// It runs the handler for itself. A handler that hangs is then run by each request that waits for it.
+    PassThrough,
+}
+
+/// What is one guard's own, where several share a store.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) rule: KeyRule,
@@ -67,34 +97,123 @@ pub(super) struct Settings {
     pub(super) max_body_bytes: u64,
     pub(super) max_body_wait: Duration,
     pub(super) max_variants: usize,
+    pub(super) on_wait_timeout: OnWaitTimeout,
+    /// Whether the directives of requests count.
+    pub(super) honors_clients: bool,
+    /// The name in `Cache-Status`, if that is told.
+    pub(super) cache_name: Option<CacheName>,
+    /// The response field that names tags.
+    pub(super) tag_header: Option<HeaderName>,
     pub(super) bypass: Option<Bypass>,
     pub(super) key_with: Option<KeyWith>,
 }
 
 pub(super) struct Guarded {
     pub(super) settings: Settings,
+    pub(super) shared: Shared,
+}
+
+/// What guards derived from one have in common.
+#[derive(Clone)]
+pub(super) struct Shared {
     pub(super) flights: Arc<PageFlights>,
-    pub(super) counters: Counters,
-    pub(super) uniques: Uniques,
+    pub(super) counters: Arc<Counters>,
+    pub(super) uniques: Arc<Uniques>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) writes: Arc<Writes>,
     pub(super) hasher: RandomState,
 }
 
 impl fmt::Debug for Guarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guarded").field("flights", &self.flights).finish_non_exhaustive()
+        f.debug_struct("Guarded").field("flights", &self.shared.flights).finish_non_exhaustive()
     }
 }
 
 impl Guarded {
     pub(super) fn shelf(&self) -> &Shelf<PageKey, Reply> {
-        &self.flights.hook
+        &self.shared.flights.hook
     }
 
-    /// The mark of a request's target, which unsafe requests that succeed invalidate.
-    pub(super) fn mark(&self, target: &Target<'_>) -> Mark {
-        let mut hasher = self.hasher.build_hasher();
-        hash_target(target.host, target.path_and_query.as_bytes(), &mut hasher);
-        self.shelf().generations.mark_of(std::hash::Hasher::finish(&hasher))
+    pub(super) fn flights(&self) -> &Arc<PageFlights> {
+        &self.shared.flights
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// The hashes of a target: on whatever host, and on its own.
+    fn hashes(&self, target: &Target<'_>) -> (u64, u64) {
+        let hasher = self.shared.hasher.build_hasher();
+        hash_target(target.host, target.path_and_query.as_bytes(), hasher)
+    }
+
+    /// The number of the last invalidation of a request's target. It is part of the key, so that nobody finds or joins
+    /// what is from before.
+    pub(super) fn generation(&self, target: &Target<'_>) -> u64 {
+        let (anywhere, there) = self.hashes(target);
+        let writes = &self.shared.writes;
+        writes.last(anywhere).max(writes.last(there))
+    }
+
+    /// Voids what is stored of a target, and what is under way. Without a host, on every host.
+    pub(super) fn invalidate(&self, target: &Target<'_>) {
+        let (anywhere, there) = self.hashes(target);
+        self.shared.writes.note(if target.host.is_empty() { anywhere } else { there });
+    }
+
+    /// Takes the tags out of a response, and gives their marks.
+    pub(super) fn take_tags(&self, headers: &mut HeaderMap) -> Option<Arc<[Mark]>> {
+        let name = self.settings.tag_header.as_ref()?;
+        let generations = &self.shelf().generations;
+        let marks: Arc<[Mark]> = words(headers, name).map(|tag| generations.mark_of(tag)).collect();
+        headers.remove(name);
+        (!marks.is_empty()).then_some(marks)
+    }
+
+    /// Whether a response has to be looked at before it leaves, though nobody else gets it.
+    pub(super) fn touches_responses(&self) -> bool {
+        self.settings.tag_header.is_some() || self.settings.cache_name.is_some()
+    }
+
+    /// Tells the client what became of its request, if it is to know.
+    pub(super) fn tell(&self, headers: &mut HeaderMap, status: impl FnOnce() -> CacheStatus) {
+        if let Some(name) = &self.settings.cache_name {
+            status().add_to(headers, name);
+        }
+    }
+
+    /// Takes from a response that is one client's own what is not for clients, and tells what became of the request.
+    pub(super) fn finish<B>(&self, response: &mut http::Response<B>, why: Forward) {
+        let status = response.status();
+        if let Some(name) = &self.settings.tag_header {
+            response.headers_mut().remove(name);
+        }
+        self.tell(response.headers_mut(), || CacheStatus::forwarded(why, status));
+    }
+
+    /// What is left of an entry's freshness.
+    pub(super) fn ttl(&self, entry: &Entry<Reply>) -> Ttl {
+        let Some(end) = entry.fresh_until() else { return Ttl::Left(Duration::MAX) };
+        let now = self.shelf().timeline.instant();
+        if now < end {
+            Ttl::Left(end.saturating_duration_since(now))
+        } else {
+            Ttl::Over(now.saturating_duration_since(end))
+        }
+    }
+
+    /// Why a request goes on to the handler whose key has these headers in it, and for which this was found.
+    pub(super) fn why(&self, found: Option<&Entry<Reply>>, spec: &VarySpec) -> Forward {
+        match found {
+            Some(entry @ Entry { value: Reply::Page(..), .. }) if matches!(self.ttl(entry), Ttl::Left(_)) => {
+                Forward::Request
+            }
+            Some(_) => Forward::Stale,
+            None if spec.is_empty() => Forward::UriMiss,
+            None => Forward::VaryMiss,
+        }
     }
 
     /// True if a page that is not fresh may be served in place of an error.
@@ -105,7 +224,7 @@ impl Guarded {
 
     /// Takes the marker under `key` away, if there is one.
     pub(super) fn lift(&self, key: &PageKey) {
-        if let Some(Reply::Private) = self.shelf().find(key).map(|entry| entry.value) {
+        if let Some(Reply::Private | Reply::Checked(_)) = self.shelf().find(key).map(|entry| entry.value) {
             self.shelf().remove(key);
         }
     }

@@ -7,10 +7,13 @@ use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::{GuardBody, Rest};
-use super::recording::{Reader, Recording};
+use super::recording::{End, Reader, Recording};
+use crate::cache::Mark;
 use crate::clock::{Tick, Timeline};
 use crate::http::conditional::{Conditionals, reduce_to_304};
 use crate::http::key::MethodClass;
+use crate::http::range::{self, Share};
+use crate::http::validate::Validators;
 use crate::http::vary::VarySpec;
 use crate::http::verdict::is_event_stream;
 use crate::sync::Mutex;
@@ -28,6 +31,18 @@ pub(super) enum Reply {
     Varies(Arc<Signpost>),
     /// Responses under this key are each client's own. Nobody waits for another's.
     Private,
+    /// The same, but the last of them serves each client for which the origin says that it still holds.
+    Checked(Arc<Page>),
+}
+
+impl Reply {
+    /// The response itself, if this is one.
+    pub(super) fn page(&self) -> Option<&Arc<Page>> {
+        match self {
+            Self::Page(page, _) | Self::Checked(page) => Some(page),
+            Self::Varies(_) | Self::Private => None,
+        }
+    }
 }
 
 /// Where the variants of a key are found.
@@ -63,27 +78,38 @@ impl Signpost {
 pub(super) struct Page {
     pub(super) status: StatusCode,
     /// Without hop-by-hop fields, with a place for `Age`.
-    headers: HeaderMap,
+    pub(super) headers: HeaderMap,
     pub(super) recording: Arc<Recording>,
-    received: Tick,
+    pub(super) received: Tick,
     /// How old it was then.
-    age: Duration,
+    pub(super) age: Duration,
+    /// Whether it must not be served stale, whatever clients allow.
+    pub(super) revalidate: bool,
+    pub(super) tags: Option<Arc<[Mark]>>,
     /// The key under which those who may have it ask, and the headers beyond the rule that went into it.
     pub(super) key: PageKey,
     pub(super) spec: VarySpec,
 }
 
 impl Page {
-    pub(super) fn new(
-        status: StatusCode,
-        mut headers: HeaderMap,
-        recording: Arc<Recording>,
-        received: Tick,
-        age: Duration,
-        (key, spec): (PageKey, VarySpec),
-    ) -> Self {
-        headers.insert(AGE, HeaderValue::from_static("0"));
-        Self { status, headers, recording, received, age, key, spec }
+    /// The page, with a place for `Age`, which each answer fills.
+    pub(super) fn with_age(mut self) -> Arc<Self> {
+        self.headers.insert(AGE, HeaderValue::from_static("0"));
+        Arc::new(self)
+    }
+
+    /// Whether all of it is there.
+    pub(super) fn is_complete(&self) -> bool {
+        matches!(self.recording.end(), Some(End::Complete))
+    }
+
+    /// What the origin can tell by whether it still holds, once all of it is there.
+    pub(super) fn validators(&self) -> Option<Validators> {
+        Validators::of(self.status, &self.headers)
+    }
+
+    pub(super) fn age(&self, timeline: &Timeline) -> Duration {
+        self.age + self.time_since_head(timeline)
     }
 
     pub(super) fn time_since_head(&self, timeline: &Timeline) -> Duration {
@@ -112,9 +138,7 @@ impl Page {
         conditionals: &Conditionals,
         timeline: &Timeline,
     ) -> Response<GuardBody<R>> {
-        let mut headers = self.headers.clone();
-        let age = self.age + self.time_since_head(timeline);
-        headers.insert(AGE, seconds(age.as_secs()));
+        let mut headers = self.aged_headers(timeline);
         let unchanged = conditionals.not_modified(self.status, &self.headers);
         let body = if unchanged {
             reduce_to_304(&mut headers);
@@ -127,11 +151,42 @@ impl Page {
         } else {
             GuardBody::shared(Reader::new(&self.recording), None)
         };
-        let mut response = Response::new(body);
-        *response.status_mut() = if unchanged { StatusCode::NOT_MODIFIED } else { self.status };
-        *response.headers_mut() = headers;
-        response
+        with_head(if unchanged { StatusCode::NOT_MODIFIED } else { self.status }, headers, body)
     }
+
+    /// The answer to a client that asks for a part. `None` if the origin has to answer.
+    pub(super) fn respond_in_part<R>(
+        &self,
+        request: &HeaderMap,
+        conditionals: &Conditionals,
+        timeline: &Timeline,
+    ) -> Option<Response<GuardBody<R>>> {
+        let length = self.recording.whole_length().filter(|_| self.status == StatusCode::OK)?;
+        let share = range::share(request, &self.headers, length)?;
+        if conditionals.not_modified(self.status, &self.headers) || share == Share::Whole {
+            return Some(self.respond(MethodClass::Get, conditionals, timeline));
+        }
+        let mut headers = self.aged_headers(timeline);
+        let status = range::reduce(&share, length, &mut headers);
+        let body = match share {
+            Share::Part(part) => GuardBody::part(self.recording.part(part)),
+            Share::Whole | Share::Nothing => GuardBody::empty(),
+        };
+        Some(with_head(status, headers, body))
+    }
+
+    fn aged_headers(&self, timeline: &Timeline) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        headers.insert(AGE, seconds(self.age(timeline).as_secs()));
+        headers
+    }
+}
+
+fn with_head<R>(status: StatusCode, headers: HeaderMap, body: GuardBody<R>) -> Response<GuardBody<R>> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
 }
 
 /// The leader's own answer, whose body others may read along: the handler's head, untouched.

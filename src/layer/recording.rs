@@ -3,6 +3,7 @@
 //! One task writes frames; each reader keeps its place. A recording ends complete, or failed, or *elsewhere*: it
 //! grew past its limit and the rest belongs to the one client whose request it was.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -103,6 +104,28 @@ impl Recording {
     pub(super) fn length(&self) -> Option<u64> {
         self.expected
             .or_else(|| self.whole.get().filter(|whole| whole.trailers.is_none()).map(|whole| whole.length))
+    }
+
+    /// The length of a body that is complete and has no trailers.
+    pub(super) fn whole_length(&self) -> Option<u64> {
+        self.whole.get().filter(|whole| whole.trailers.is_none()).map(|whole| whole.length)
+    }
+
+    /// These bytes of a complete body; of another, none.
+    pub(super) fn part(&self, part: Range<u64>) -> Vec<Bytes> {
+        let mut cut = Vec::new();
+        let mut start = 0;
+        for frame in self.whole.get().map_or(&[][..], |whole| &whole.frames) {
+            let end = start + frame.len() as u64;
+            // Within one frame, which is no longer than memory.
+            let within = |place: u64| usize::try_from(place.clamp(start, end) - start).unwrap_or(frame.len());
+            let range = within(part.start)..within(part.end);
+            if !range.is_empty() {
+                cut.push(frame.slice(range));
+            }
+            start = end;
+        }
+        cut
     }
 
     pub(super) fn recorded(&self) -> u64 {
@@ -345,6 +368,23 @@ mod tests {
         }
         let growing = recording.growing.lock();
         assert_eq!((growing.readers.len(), growing.reading()), (2, 1));
+    }
+
+    #[test]
+    fn a_part_is_cut_from_the_frames_it_touches() {
+        let recording = Recording::new(None);
+        let frame = |letter| Bytes::from(vec![letter; 5_000]);
+        for letter in *b"abc" {
+            recording.push(frame(letter));
+        }
+        assert!(recording.part(0..1).is_empty(), "it may yet break off");
+        recording.finish(End::Complete, None);
+        let lengths =
+            |part| recording.part(part).iter().map(|piece| (piece[0], piece.len())).collect::<Vec<_>>();
+        assert_eq!(lengths(4_999..10_001), [(b'a', 1), (b'b', 5_000), (b'c', 1)]);
+        assert_eq!(lengths(5_000..10_000), [(b'b', 5_000)]);
+        assert_eq!(lengths(14_999..15_000), [(b'c', 1)]);
+        assert_eq!(lengths(0..15_000).len(), 3);
     }
 
     #[test]

@@ -1,32 +1,33 @@
 //! `GuardService`: what becomes of one request, up to where it has to wait.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body;
 use tower::{BoxError, Service};
 
 use super::address::{Address, original_uri};
+use super::asking::Asking;
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
-use super::future::{Afterwards, Lifts, Outdates, ResponseFuture};
+use super::check::check;
+use super::future::{Afterwards, Changes, Lifts, Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
 use super::load::PageLoad;
+use super::look::look;
 use super::page::{Page, Reply, refusal};
-use super::trip::Trip;
 use crate::cache::Entry;
 use crate::event::count_request;
 use crate::flight::Owned;
 use crate::http::cache_control::RequestDirectives;
+use crate::http::cache_status::{CacheStatus, Forward};
 use crate::http::conditional::{Conditionals, take_conditionals};
-use crate::http::eligible::{Eligibility, classify, is_safe};
-use crate::http::key::{KeyInput, MethodClass};
+use crate::http::eligible::{Eligibility, PassReason, classify, is_safe};
+use crate::http::key::MethodClass;
 use crate::http::origin::target;
-use crate::http::vary::VarySpec;
 use crate::http::verdict::RequestFacts;
 use crate::policy::Freshness;
 
@@ -71,48 +72,100 @@ where
         let bypassed = guard.settings.bypass.as_ref().is_some_and(|bypass| bypass(&parts));
         match classify(&parts, is_empty, &guard.settings.rule) {
             Eligibility::Take(class) if !bypassed => self.take(class, parts, body),
-            _ => {
-                guard.counters.passed.add();
-                count_request("passed");
-                let outdates = || Afterwards::Outdates(Box::new(Outdates::new(guard, &parts)));
-                let afterwards = (!is_safe(&parts.method)).then(outdates);
-                ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), afterwards)
+            Eligibility::Pass(PassReason::Range) if !bypassed && parts.method == Method::GET => {
+                self.take_part(parts, body)
             }
+            eligibility => self.pass(eligibility, parts, body),
         }
     }
 }
 
-/// What the store has for a request.
-struct Found {
-    entry: Option<Entry<Reply>>,
-    /// The headers beyond the rule that its key has.
-    spec: VarySpec,
-}
-
-thread_local! {
-    /// Where keys are written before they are looked up: a hit needs no key of its own.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Looks under the key without the headers that only `Vary` names, and from there where a signpost points.
-/// `None` if the key is too long.
-fn look(guard: &Guarded, parts: &Parts, class: MethodClass, generation: u64, extra: &[u8]) -> Option<Found> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let original = original_uri(parts);
-        let mut spec = VarySpec::default();
-        loop {
-            let input = KeyInput { class, parts, original, generation, vary: &spec, extra };
-            input.write(&guard.settings.rule, scratch).ok()?;
-            let entry = guard.shelf().find(scratch.as_slice());
-            match entry.as_ref().map(|entry| &entry.value) {
-                Some(Reply::Varies(signpost)) if spec.is_empty() => spec = signpost.spec.clone(),
-                _ => return Some(Found { entry, spec }),
-            }
-        }
-    })
-}
-
 impl<S> GuardService<S> {
+    /// A request that never takes part.
+    fn pass<B, R>(&self, why: Eligibility, parts: Parts, body: B) -> ResponseFuture<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+    {
+        let guard = &self.guard;
+        guard.counters().passed.add();
+        count_request("passed");
+        let is_method = why == Eligibility::Pass(PassReason::Method);
+        let why = if is_method { Forward::Method } else { Forward::Bypass };
+        let changes = if is_safe(&parts.method) {
+            Changes::Nothing
+        } else {
+            Changes::Outdates(Box::new(Outdates::new(guard, &parts)))
+        };
+        self.forward(parts, body, why, changes)
+    }
+
+    fn forward<B, R>(&self, parts: Parts, body: B, why: Forward, changes: Changes) -> ResponseFuture<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+    {
+        let guard = &self.guard;
+        let is_watched = !matches!(changes, Changes::Nothing) || guard.touches_responses();
+        let afterwards = is_watched.then(|| Afterwards { guard: Arc::clone(guard), why, changes });
+        ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), afterwards)
+    }
+
+    /// A GET with `Range`, answered from a complete body if there is one; it starts no load.
+    fn take_part<B, R>(&self, mut parts: Parts, body: B) -> ResponseFuture<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+    {
+        let guard = &self.guard;
+        let directives = RequestDirectives::parse(&parts.headers);
+        let conditionals = take_conditionals(&mut parts.headers);
+        let extra = self.extra(&parts);
+        let generation = guard.generation(&target(&parts, original_uri(&parts)));
+        let found = look(guard, &parts, MethodClass::Get, generation, &extra).and_then(|found| found.entry);
+        if let Some(entry) = found
+            && let Reply::Page(page, _) = &entry.value
+            && let freshness @ (Freshness::Fresh | Freshness::Stale { .. }) = guard.shelf().judge(&entry)
+            && self.suits(&entry, page, &directives)
+            && let Some(mut response) =
+                page.respond_in_part(&parts.headers, &conditionals, &guard.shelf().timeline)
+        {
+            self.count_served(&entry, freshness, response.headers_mut());
+            return ResponseFuture::ready(response);
+        }
+        if directives.only_if_cached {
+            return ResponseFuture::ready(refusal(StatusCode::GATEWAY_TIMEOUT));
+        }
+        conditionals.restore(&mut parts.headers);
+        self.pass(Eligibility::Pass(PassReason::Range), parts, body)
+    }
+
+    /// What the operator's function adds to the key.
+    fn extra(&self, parts: &Parts) -> Vec<u8> {
+        let mut extra = KeyExtra::default();
+        if let Some(key_with) = &self.guard.settings.key_with {
+            key_with(parts, &mut extra);
+        }
+        extra.0
+    }
+
+    /// Whether the client's own directives, if they count, let it have an entry that is good enough for others.
+    fn suits(&self, entry: &Entry<Reply>, page: &Page, directives: &RequestDirectives) -> bool {
+        let guard = &self.guard;
+        !guard.settings.honors_clients
+            || directives.allow(page.age(&guard.shelf().timeline), guard.ttl(entry), page.revalidate)
+    }
+
+    /// Counts an answer from the store, and tells the client that it is one.
+    fn count_served(&self, entry: &Entry<Reply>, freshness: Freshness, headers: &mut HeaderMap) {
+        let guard = &self.guard;
+        if matches!(freshness, Freshness::Fresh | Freshness::RefreshEarly) {
+            guard.counters().hits.add();
+            count_request("hit");
+        } else {
+            guard.counters().stale.add();
+            count_request("stale");
+        }
+        guard.tell(headers, || CacheStatus::hit(guard.ttl(entry)));
+    }
+
     fn take<B, R>(&self, class: MethodClass, mut parts: Parts, body: B) -> ResponseFuture<S, B, R>
     where
         S: Inner<B, R>,
@@ -126,34 +179,25 @@ impl<S> GuardService<S> {
             principal_in_key: guard.settings.rule.holds_principal(&parts.headers),
         };
         let conditionals = take_conditionals(&mut parts.headers);
-        let extra = guard.settings.key_with.as_ref().map(|key_with| {
-            let mut extra = KeyExtra::default();
-            key_with(&parts, &mut extra);
-            extra.0
-        });
-        let extra = extra.unwrap_or_default();
-        let mark = guard.mark(&target(&parts, original_uri(&parts)));
-        let generation = guard.shelf().generations.of(mark);
+        let extra = self.extra(&parts);
+        let generation = guard.generation(&target(&parts, original_uri(&parts)));
         // A HEAD is answered from what a GET left, if there is anything.
         let Some(found) = look(guard, &parts, MethodClass::Get, generation, &extra) else {
-            return self.pass_alone(parts, body, conditionals, None);
+            return self.pass_alone(parts, body, conditionals, Changes::Nothing);
         };
-        let mut asking = Asking { parts, body, conditionals, facts, extra, generation, spec: found.spec };
+        let mut asking =
+            Asking { parts, body, conditionals, directives, facts, extra, generation, spec: found.spec };
         let mut fallback = None;
         if let Some(entry) = found.entry {
             match &entry.value {
                 // `only-if-cached` gets its refusal below.
-                Reply::Private
-                    if !directives.only_if_cached
+                Reply::Private | Reply::Checked(_)
+                    if !asking.directives.only_if_cached
                         && !matches!(guard.shelf().judge(&entry), Freshness::Dead) =>
                 {
-                    guard.counters.unshared.add();
-                    count_request("unshared");
-                    let marked = if class == MethodClass::Get { asking.address(guard, class) } else { None };
-                    let Asking { parts, body, conditionals, facts, .. } = asking;
-                    let lifts = marked.map(|marked| Lifts::new(guard, marked.key, facts));
-                    return self.pass_alone(parts, body, conditionals, lifts);
+                    return self.unshared(class, asking, entry);
                 }
+                Reply::Checked(_) => fallback = Some(entry),
                 Reply::Page(page, _) if page.recording.is_sound() => {
                     let page = Arc::clone(page);
                     match self.serve(class, &page, entry, asking) {
@@ -164,10 +208,10 @@ impl<S> GuardService<S> {
                 _ => {}
             }
         }
-        if directives.only_if_cached {
+        if asking.directives.only_if_cached {
             return ResponseFuture::ready(refusal(StatusCode::GATEWAY_TIMEOUT));
         }
-        guard.uniques.miss(&guard.settings.rule, &asking.parts.headers);
+        guard.shared.uniques.miss(&guard.settings.rule, &asking.parts.headers);
         let Some(trip) = asking.trip(guard, self.inner.clone(), class, fallback) else {
             return ResponseFuture::ready(refusal(StatusCode::INTERNAL_SERVER_ERROR));
         };
@@ -180,15 +224,55 @@ impl<S> GuardService<S> {
         mut parts: Parts,
         body: B,
         conditionals: Conditionals,
-        lifts: Option<Lifts>,
+        changes: Changes,
     ) -> ResponseFuture<S, B, R>
     where
         S: Service<Request<B>, Response = Response<R>> + Clone,
     {
         conditionals.restore(&mut parts.headers);
-        let request = Request::from_parts(parts, body);
-        let afterwards = lifts.map(|lifts| Afterwards::Lifts(Box::new(lifts)));
-        ResponseFuture::pass(self.inner.clone(), request, afterwards)
+        self.forward(parts, body, Forward::UriMiss, changes)
+    }
+
+    /// A request whose key is known for responses that are each client's own: by itself, and if there is one that may
+    /// still hold, with the question whether it does.
+    fn unshared<B, R>(
+        &self,
+        class: MethodClass,
+        asking: Asking<B>,
+        entry: Entry<Reply>,
+    ) -> ResponseFuture<S, B, R>
+    where
+        S: Inner<B, R>,
+        B: Body + Send + 'static,
+        R: ResponseBody,
+    {
+        let guard = &self.guard;
+        guard.counters().unshared.add();
+        count_request("unshared");
+        let address = if class == MethodClass::Get { asking.address(guard, class) } else { None };
+        let Asking { parts, body, conditionals, facts, .. } = asking;
+        match (address, &entry.value) {
+            (Some(address), Reply::Checked(_)) => {
+                let load = PageLoad {
+                    guard: Arc::clone(guard),
+                    inner: self.inner.clone(),
+                    request: Request::from_parts(parts, body),
+                    facts,
+                    address,
+                    stale: Some(entry),
+                    leader: None,
+                };
+                ResponseFuture::fly(async move {
+                    let mut response = check(load).await?;
+                    conditionals.apply(&mut response, GuardBody::left_out);
+                    Ok(response)
+                })
+            }
+            (Some(Address { key, .. }), _) => {
+                self.pass_alone(parts, body, conditionals, Changes::Lifts(Lifts { key, facts }))
+            }
+            (None, _) => self.pass_alone(parts, body, conditionals, Changes::Nothing),
+        }
     }
 
     /// Serves what the store has, if it is good enough.
@@ -206,30 +290,37 @@ impl<S> GuardService<S> {
     {
         let guard = &self.guard;
         let freshness = guard.shelf().judge(&entry);
+        if !self.suits(&entry, page, &asking.directives) {
+            return Served::Asks(asking, Some(entry));
+        }
         match freshness {
             // What a run is to replace does not answer its own request, at another depth of the app.
             Freshness::Stale { .. } | Freshness::IfError { load: false }
-                if guard.flights.is_own(|| asking.address(guard, MethodClass::Get).map(|own| own.key)) =>
+                if guard.flights().is_own(|| asking.address(guard, MethodClass::Get).map(|own| own.key)) =>
             {
                 return Served::Asks(asking, None);
             }
-            Freshness::Dead => return Served::Asks(asking, None),
-            Freshness::IfError { load: true } => return Served::Asks(asking, Some(entry)),
-            Freshness::Fresh | Freshness::RefreshEarly => {
-                guard.counters.hits.add();
-                count_request("hit");
+            // The client may take what is older than others would.
+            Freshness::Dead | Freshness::IfError { load: true }
+                if !self.may_be_stale(&entry, page, &asking) =>
+            {
+                return Served::Asks(asking, Some(entry));
             }
-            Freshness::Stale { .. } | Freshness::IfError { .. } => {
-                guard.counters.stale.add();
-                count_request("stale");
-            }
+            _ => {}
         }
-        let response = page.respond(class, &asking.conditionals, &guard.shelf().timeline);
+        let mut response = page.respond(class, &asking.conditionals, &guard.shelf().timeline);
+        self.count_served(&entry, freshness, response.headers_mut());
         let due = matches!(freshness, Freshness::RefreshEarly | Freshness::Stale { refresh: true });
         if due && class == MethodClass::Get && !asking.facts.principal_in_key {
             self.refresh(asking, entry);
         }
         Served::Answer(response)
+    }
+
+    /// Whether the client takes what nobody else would get any more.
+    fn may_be_stale<B>(&self, entry: &Entry<Reply>, page: &Page, asking: &Asking<B>) -> bool {
+        let guard = &self.guard;
+        guard.settings.honors_clients && !page.revalidate && asking.directives.takes_stale(guard.ttl(entry))
     }
 
     /// Sends the request whose caller has its answer once more, in the background: what the handler needs of it,
@@ -260,8 +351,8 @@ impl<S> GuardService<S> {
             stale: Some(stale),
             leader: None,
         };
-        if guard.flights.launch(Owned(key), load) {
-            guard.counters.refreshes.add();
+        if guard.flights().launch(Owned(key), load) {
+            guard.counters().refreshes.add();
             crate::event::count_refresh();
         }
     }
@@ -273,46 +364,4 @@ enum Served<B, R> {
     Answer(Response<GuardBody<R>>),
     /// A load is due; the entry may be served if it fails.
     Asks(Asking<B>, Option<Entry<Reply>>),
-}
-
-/// A request that takes part, taken apart.
-struct Asking<B> {
-    parts: Parts,
-    body: B,
-    conditionals: Conditionals,
-    facts: RequestFacts,
-    extra: Vec<u8>,
-    generation: u64,
-    spec: VarySpec,
-}
-
-impl<B> Asking<B> {
-    fn address(&self, guard: &Guarded, class: MethodClass) -> Option<Address> {
-        Address::of(guard, &self.parts, class, self.generation, &self.extra, &self.spec)
-    }
-
-    fn trip<S>(
-        self,
-        guard: &Arc<Guarded>,
-        inner: S,
-        class: MethodClass,
-        fallback: Option<Entry<Reply>>,
-    ) -> Option<Trip<S, B>> {
-        let address = self.address(guard, class)?;
-        // A GET under way answers a HEAD as well.
-        let joins = match class {
-            MethodClass::Get => None,
-            MethodClass::Head => self.address(guard, MethodClass::Get).map(|address| address.key),
-        };
-        Some(Trip {
-            guard: Arc::clone(guard),
-            inner,
-            request: Request::from_parts(self.parts, self.body),
-            conditionals: self.conditionals,
-            facts: self.facts,
-            address,
-            joins,
-            fallback,
-        })
-    }
 }

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use http::Uri;
+use http::uri::PathAndQuery;
 use tower::Layer;
 
 use super::builder::StampedeGuardBuilder;
 use super::guard::Guarded;
 use super::service::GuardService;
 use super::stats::GuardStats;
+use crate::http::origin::Target;
 
 /// A Tower layer that lets identical requests share one handler run.
 ///
@@ -20,6 +23,9 @@ use super::stats::GuardStats;
 /// headers in the key, which are all but a closed list, and those named in `Vary`. Requests with `Authorization`,
 /// `Cookie` or a body go straight through, and so does everything but GET and HEAD. A response with `Set-Cookie`,
 /// `private`, `no-store` or `no-cache` goes to nobody but the client whose request it answers.
+///
+/// A stale response with a validator is asked about, and a 304 makes it fresh again; conditional requests and single
+/// ranges are answered from the store. The guard's own conditions are the only ones that a handler sees.
 ///
 /// What it cannot see is an identity that is not in the request's headers: in its extensions, set by an outer layer;
 /// in the connection, as with client certificates or peer addresses; in `x-forwarded-for`. Nor does it know that a
@@ -105,13 +111,81 @@ impl StampedeGuard {
     /// ```
     pub fn invalidate_all(&self) {
         self.guard.shelf().clear();
-        self.guard.flights.forget_all();
+        self.guard.flights().forget_all();
+    }
+
+    /// Drops what is stored of one URL, all its variants. A URI without a host, such as `/products/7`, means that path
+    /// and query on every host. Handler runs under way serve those who wait for them and are not stored.
+    ///
+    /// It is the URI as clients send it, byte for byte, before any router takes a prefix off.
+    ///
+    /// # Errors
+    ///
+    /// What is no URI.
+    ///
+    /// ```
+    /// # use stampede_guard::StampedeGuard;
+    /// # fn main() -> Result<(), http::Error> {
+    /// let guard = StampedeGuard::new();
+    /// guard.invalidate("/products/7?size=l")?;
+    /// guard.invalidate("https://shop.example/products/7")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn invalidate<U>(&self, uri: U) -> Result<(), http::Error>
+    where
+        U: TryInto<Uri>,
+        U::Error: Into<http::Error>,
+    {
+        let uri = uri.try_into().map_err(Into::into)?;
+        self.guard.invalidate(&Target {
+            scheme: uri.scheme_str(),
+            host: uri.authority().map_or(&[], |authority| authority.as_str().as_bytes()),
+            path_and_query: uri.path_and_query().map_or("/", PathAndQuery::as_str),
+        });
+        Ok(())
+    }
+
+    /// Drops what was stored with `tag`, which handlers name in the
+    /// [`tag_header`](StampedeGuardBuilder::tag_header). Handler runs under way that turn out to carry it serve those
+    /// who wait for them and are not stored.
+    ///
+    /// Takes the same time however much carries the tag. Tags share 4,096 marks, so what carries another may be dropped
+    /// along with it, at the price of a handler run.
+    pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
+        let generations = &self.guard.shelf().generations;
+        generations.invalidate(generations.mark_of(tag.as_ref().as_bytes()));
+    }
+
+    /// The settings of this guard, to be changed for another that shares its store, flights and counts: other times or
+    /// limits for some routes. What is the store's own, such as its size or clock, cannot be changed.
+    ///
+    /// A response is stored once, as the guard says whose handler run brought it. A request must mean the same to
+    /// each guard that sees it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::get};
+    /// use stampede_guard::StampedeGuard;
+    ///
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let guard = StampedeGuard::new();
+    /// let patient = guard.derive().ttl(Duration::from_secs(60)).build()?;
+    /// let app: Router = Router::new()
+    ///     .route("/stock", get(|| async { "7" }).layer(guard.clone()))
+    ///     .route("/catalogue", get(|| async { "..." }).layer(patient));
+    /// guard.invalidate_all(); // both
+    /// # drop(app); Ok(())
+    /// # }
+    /// ```
+    pub fn derive(&self) -> StampedeGuardBuilder {
+        StampedeGuardBuilder::derived(&self.guard)
     }
 
     /// What happened so far: a snapshot. Does the store's pending upkeep first.
     #[must_use]
     pub fn stats(&self) -> GuardStats {
-        let counters = &self.guard.counters;
+        let counters = self.guard.counters();
         let (entries, bytes) = self.guard.shelf().size();
         GuardStats {
             hits: counters.hits.get(),
@@ -122,11 +196,11 @@ impl StampedeGuard {
             unshared: counters.unshared.get(),
             refreshes: counters.refreshes.get(),
             refused: counters.refused.get(),
-            unique_headers: self.guard.uniques.names(),
-            in_flight: self.guard.flights.in_flight(),
+            unique_headers: self.guard.shared.uniques.names(),
+            in_flight: self.guard.flights().in_flight(),
             entries,
             bytes,
-            flights: self.guard.flights.stats(),
+            flights: self.guard.flights().stats(),
         }
     }
 }

@@ -14,14 +14,16 @@ use tower::util::Oneshot;
 use super::address::Address;
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
-use super::guard::Guarded;
+use super::check::check;
+use super::guard::{Guarded, OnWaitTimeout};
 use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply, refusal};
 use crate::cache::{Entry, Shelf};
 use crate::error::{LoadError, Overloaded};
 use crate::event::count_request;
 use crate::flight::{FirstPoll, Landed, Owned, Role, Run};
-use crate::http::conditional::{Conditionals, reduce_to_304};
+use crate::http::cache_status::{CacheStatus, Forward};
+use crate::http::conditional::Conditionals;
 use crate::http::key::MethodClass;
 use crate::http::vary::VarySpec;
 use crate::http::verdict::RequestFacts;
@@ -62,16 +64,49 @@ enum Waited<S, B, R, X> {
     /// The leader's own response.
     Own(Own<R, X>),
     Landed(PageLanded<S, B, R, X>),
-    /// `wait_timeout`.
-    TooLong,
+    /// `wait_timeout`, with what it would have run.
+    TooLong(Option<PageLoad<S, B, R, X>>),
+}
+
+/// A request that runs for itself, as it came.
+struct Alone<S, B> {
+    guard: Arc<Guarded>,
+    inner: S,
+    request: Request<B>,
+    why: Forward,
+}
+
+impl<S, B> Alone<S, B> {
+    async fn run<R>(self) -> Result<Response<GuardBody<R>>, S::Error>
+    where
+        S: Service<Request<B>, Response = Response<R>>,
+    {
+        let Self { guard, inner, request, why } = self;
+        guard.counters().unshared.add();
+        count_request("unshared");
+        let mut response = Oneshot::new(inner, request).await?;
+        guard.finish(&mut response, why);
+        Ok(response.map(GuardBody::own))
+    }
+}
+
+impl<S, B> Trip<S, B> {
+    fn alone(self) -> Alone<S, B> {
+        let Self { guard, inner, mut request, conditionals, address, fallback, .. } = self;
+        conditionals.restore(request.headers_mut());
+        let why = guard.why(fallback.as_ref(), &address.spec);
+        Alone { guard, inner, request, why }
+    }
 }
 
 /// What a landing means for one request.
 #[allow(clippy::large_enum_variant)]
-enum Turn<S, B, R> {
+enum Turn<S, B, R, X> {
     Answer(Response<GuardBody<R>>),
+    /// Asks for itself whether what is stored still holds.
+    Check(Box<PageLoad<S, B, R, X>>, Conditionals),
     /// Runs for itself.
-    Alone(S, Request<B>),
+    Alone(Alone<S, B>),
     /// Boards again, under another key.
     Again(Trip<S, B>),
 }
@@ -92,19 +127,21 @@ where
             let (waiting, waited) = trip.board(key, first_poll).await;
             let landed = match waited {
                 Waited::Own(own) => return waiting.own(own),
-                Waited::TooLong => return Ok(waiting.stale_or(StatusCode::GATEWAY_TIMEOUT)),
+                Waited::TooLong(load) => return waiting.too_long(load).await,
                 Waited::Landed(landed) => landed,
             };
             match waiting.turn(landed, joins_only) {
                 Turn::Answer(response) => return Ok(response),
-                Turn::Alone(inner, request) => return alone(inner, request).await,
+                Turn::Alone(alone) => return alone.run().await,
+                Turn::Check(load, conditionals) => {
+                    let mut response = check(*load).await?;
+                    conditionals.apply(&mut response, GuardBody::left_out);
+                    return Ok(response);
+                }
                 Turn::Again(again) => trip = again,
             }
         }
-        let Trip { guard, inner, mut request, conditionals, .. } = trip;
-        guard.counters.unshared.add();
-        conditionals.restore(request.headers_mut());
-        alone(inner, request).await
+        trip.alone().run().await
     }
 
     /// Leads or joins the flight under `key`, and waits.
@@ -121,7 +158,7 @@ where
             leader: Some(leader),
         };
         let waiting = Waiting { guard, conditionals, facts, address, fallback };
-        let run = Run::new(&waiting.guard.flights, Owned(key), load, first_poll);
+        let run = Run::new(waiting.guard.flights(), Owned(key), load, first_poll);
         let waited = wait(run, own, waiting.guard.settings.wait_timeout).await;
         (waiting, waited)
     }
@@ -140,7 +177,7 @@ where
 {
     let mut own = Some(own);
     let mut limit = wait_timeout.map(|limit| Box::pin(tokio::time::sleep(limit)));
-    poll_fn(move |cx| {
+    let waited = poll_fn(|cx| {
         let landed = Pin::new(&mut run).poll(cx);
         // The leader's own response is sent before its flight lands.
         if let Some(receiver) = &mut own
@@ -148,69 +185,85 @@ where
         {
             own = None;
             if let Ok(response) = sent {
-                return Poll::Ready(Waited::Own(response));
+                return Poll::Ready(Some(Waited::Own(response)));
             }
         }
         if let Poll::Ready(landed) = landed {
             // A task that has used up its budget has not been given what is there.
             return match own.as_mut().and_then(|own| own.try_recv().ok()) {
-                Some(response) => Poll::Ready(Waited::Own(response)),
-                None => Poll::Ready(Waited::Landed(landed)),
+                Some(response) => Poll::Ready(Some(Waited::Own(response))),
+                None => Poll::Ready(Some(Waited::Landed(landed))),
             };
         }
         if let Some(limit) = &mut limit
             && run.role() == Some(Role::Follower)
             && limit.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Waited::TooLong);
+            return Poll::Ready(None);
         }
         Poll::Pending
     })
-    .await
-}
-
-async fn alone<S, B, R>(inner: S, request: Request<B>) -> Result<Response<GuardBody<R>>, S::Error>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-{
-    Oneshot::new(inner, request).await.map(|response| response.map(GuardBody::own))
+    .await;
+    waited.unwrap_or_else(|| Waited::TooLong(run.unused().map(|(_, load)| load)))
 }
 
 impl Waiting {
     /// The leader's own response. Its conditions were not sent to the handler.
     fn own<R, X>(self, own: Own<R, X>) -> Own<R, X> {
-        self.guard.counters.led.add();
+        self.guard.counters().led.add();
         count_request("loaded");
         let mut response = own?;
-        if self.conditionals.not_modified(response.status(), response.headers()) {
-            reduce_to_304(response.headers_mut());
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            *response.body_mut() = GuardBody::left_out();
-        }
+        self.conditionals.apply(&mut response, GuardBody::left_out);
         Ok(response)
     }
 
-    fn stale_or<R>(&self, status: StatusCode) -> Response<GuardBody<R>> {
-        if let Some(entry) = &self.fallback
-            && let Reply::Page(page, _) = &entry.value
-            && self.guard.may_serve_stale(entry)
-        {
-            self.guard.counters.stale.add();
-            count_request("stale");
-            return page.respond(self.address.class, &self.conditionals, &self.guard.shelf().timeline);
+    /// After `wait_timeout`.
+    async fn too_long<S, B, R>(
+        self,
+        load: Option<PageLoad<S, B, R, S::Error>>,
+    ) -> Result<Response<GuardBody<R>>, S::Error>
+    where
+        S: Service<Request<B>, Response = Response<R>>,
+    {
+        let passes = self.guard.settings.on_wait_timeout == OnWaitTimeout::PassThrough;
+        match (self.stale(), load) {
+            (Some(response), _) => Ok(response),
+            (None, Some(load)) if passes => self.back(load).alone().run().await,
+            (None, _) => Ok(self.refused(StatusCode::GATEWAY_TIMEOUT)),
         }
-        self.guard.counters.refused.add();
+    }
+
+    fn stale_or<R>(&self, status: StatusCode) -> Response<GuardBody<R>> {
+        self.stale().unwrap_or_else(|| self.refused(status))
+    }
+
+    fn stale<R>(&self) -> Option<Response<GuardBody<R>>> {
+        let Self { guard, fallback, .. } = self;
+        let entry = fallback.as_ref().filter(|entry| guard.may_serve_stale(entry))?;
+        let page = entry.value.page()?;
+        guard.counters().stale.add();
+        count_request("stale");
+        let mut response = page.respond(self.address.class, &self.conditionals, &guard.shelf().timeline);
+        guard.tell(response.headers_mut(), || CacheStatus::hit(guard.ttl(entry)));
+        Some(response)
+    }
+
+    fn refused<R>(&self, status: StatusCode) -> Response<GuardBody<R>> {
+        self.guard.counters().refused.add();
         count_request("refused");
         refusal(status)
     }
 
-    fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R> {
+    fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R, X> {
         let load = landed.unused.map(|(_, load)| load).or(landed.spared);
         match (landed.result, load) {
             (Ok(arrival), Some(load)) => match arrival.value {
                 Reply::Page(page, _reader) => self.page(&page, load, joined_only),
                 Reply::Varies(signpost) => self.again(load, &signpost.spec),
-                Reply::Private => self.alone(load),
+                Reply::Checked(page) if !joined_only && page.key == self.address.key => {
+                    self.check(&page, load)
+                }
+                Reply::Private | Reply::Checked(_) => Turn::Alone(self.back(load).alone()),
             },
             // A leader whose own response was lost on the way: its page serves.
             (Ok(PageArrival { value: Reply::Page(page, _reader), .. }), None) => {
@@ -227,12 +280,12 @@ impl Waiting {
         role: Role,
         load: Option<PageLoad<S, B, R, X>>,
         joined_only: bool,
-    ) -> Turn<S, B, R> {
+    ) -> Turn<S, B, R, X> {
         let status = match (error, load) {
             // There was no GET to join.
             (LoadError::Cancelled, Some(load)) if joined_only => return Turn::Again(self.back(load)),
             (LoadError::Reentrant | LoadError::Overloaded(Overloaded::InFlight { .. }), Some(load)) => {
-                return self.alone(load);
+                return Turn::Alone(self.back(load).alone());
             }
             (LoadError::Panicked(panic), _) if role == Role::Leader => {
                 let message = || Box::new(panic.to_string()) as Box<dyn std::any::Any + Send>;
@@ -247,13 +300,24 @@ impl Waiting {
     }
 
     fn answer<R>(&self, page: &Page) -> Response<GuardBody<R>> {
-        self.guard.counters.coalesced.add();
+        let Self { guard, fallback, address, .. } = self;
+        guard.counters().coalesced.add();
         count_request("coalesced");
-        page.respond(self.address.class, &self.conditionals, &self.guard.shelf().timeline)
+        let mut response = page.respond(address.class, &self.conditionals, &guard.shelf().timeline);
+        guard.tell(response.headers_mut(), || {
+            let why = guard.why(fallback.as_ref(), &address.spec);
+            CacheStatus { collapsed: true, ..CacheStatus::forwarded(why, page.status) }
+        });
+        response
     }
 
     /// The page, if this request may have it: what its `Vary` names may not be in the key yet.
-    fn page<S, B, R, X>(self, page: &Page, load: PageLoad<S, B, R, X>, joined_only: bool) -> Turn<S, B, R> {
+    fn page<S, B, R, X>(
+        self,
+        page: &Page,
+        load: PageLoad<S, B, R, X>,
+        joined_only: bool,
+    ) -> Turn<S, B, R, X> {
         if page.spec == self.address.spec {
             return Turn::Answer(self.answer(page));
         }
@@ -268,23 +332,23 @@ impl Waiting {
         self.again(load, &page.spec)
     }
 
+    /// The request by itself, about the page that is stored under its key if it is that one still.
+    fn check<S, B, R, X>(self, page: &Page, load: PageLoad<S, B, R, X>) -> Turn<S, B, R, X> {
+        self.guard.counters().unshared.add();
+        count_request("unshared");
+        let stale = self.guard.shelf().find(&page.key);
+        Turn::Check(Box::new(PageLoad { stale, ..load }), self.conditionals)
+    }
+
     /// Another turn, under the key with the headers of `spec` in it.
-    fn again<S, B, R, X>(mut self, load: PageLoad<S, B, R, X>, spec: &VarySpec) -> Turn<S, B, R> {
+    fn again<S, B, R, X>(mut self, load: PageLoad<S, B, R, X>, spec: &VarySpec) -> Turn<S, B, R, X> {
         let (parts, body) = load.request.into_parts();
         let key = self.address.under(&self.guard.settings.rule, &parts, spec);
         let load = PageLoad { request: Request::from_parts(parts, body), ..load };
-        let Some(key) = key else { return self.alone(load) };
+        let Some(key) = key else { return Turn::Alone(self.back(load).alone()) };
         self.address.key = key;
         self.address.spec = spec.clone();
         Turn::Again(self.back(load))
-    }
-
-    fn alone<S, B, R, X>(self, load: PageLoad<S, B, R, X>) -> Turn<S, B, R> {
-        self.guard.counters.unshared.add();
-        count_request("unshared");
-        let PageLoad { inner, mut request, .. } = load;
-        self.conditionals.restore(request.headers_mut());
-        Turn::Alone(inner, request)
     }
 
     fn back<S, B, R, X>(self, load: PageLoad<S, B, R, X>) -> Trip<S, B> {

@@ -58,7 +58,7 @@ passes! {
     if_match_passes: "if-match", "\"v\"";
     if_unmodified_since_passes: "if-unmodified-since", "Sun, 06 Nov 1994 08:49:37 GMT";
     expect_passes: "expect", "100-continue";
-    range_passes: "range", "bytes=0-1";
+    several_ranges_pass: "range", "bytes=0-0, 2-3";
     a_range_of_another_unit_passes: "range", "lines=0-1";
     a_content_length_passes: "content-length", "5";
     a_content_length_that_is_none_passes: "content-length", "0x0";

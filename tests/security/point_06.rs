@@ -49,7 +49,8 @@ async fn a_refresh_has_only_headers_that_the_answer_may_depend_on() {
     let seen = site.last_seen();
     let mut names: Vec<_> = seen.headers.keys().map(ToString::to_string).collect();
     names.sort();
-    assert_eq!(names, ["host", "referer", "x-api-key"]);
+    assert_eq!(names, ["host", "if-none-match", "referer", "x-api-key"]);
+    assert_eq!(seen.headers["if-none-match"], "\"v\"", "the guard's own");
     assert_eq!((seen.method.as_str(), seen.uri.to_string().as_str()), ("GET", "/p?q=1"));
     assert_eq!(seen.headers["x-api-key"], "k");
     // And it is what the next client gets.

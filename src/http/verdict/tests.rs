@@ -12,6 +12,8 @@ const POLICY: HttpPolicy = HttpPolicy {
     stale_if_error: Duration::ZERO,
     max_swr: None,
     max_sie: None,
+    heuristic: None,
+    targeted: Vec::new(),
 };
 const SECOND: Duration = Duration::from_secs(1);
 const ZERO: Duration = Duration::ZERO;
@@ -264,6 +266,7 @@ fn the_longest_of_everything_does_not_overflow() {
         stale_if_error: Duration::MAX,
         max_swr: Some(Duration::MAX),
         max_sie: Some(Duration::MAX),
+        ..POLICY
     };
     assert_eq!(seconds(&of(200, &[], &endless)), (1 << 31, 1 << 31, 1 << 31));
 }
@@ -275,4 +278,78 @@ fn vary_is_reported_even_when_not_shared() {
     assert_eq!(names(of(200, &[("vary", "Accept, origin")], &POLICY)), ["accept", "origin"]);
     assert_eq!(names(of(200, &[("vary", "accept"), ("set-cookie", "a=1")], &POLICY)), ["accept"]);
     assert!(of(200, &[("vary", "*")], &POLICY).vary.is_empty());
+}
+
+#[test]
+fn a_guess_is_made_only_if_the_operator_asks() {
+    let then = date(-1_000);
+    let modified = [("last-modified", then.as_str())];
+    assert_eq!(seconds(&of(200, &modified, &POLICY)), (1, 1, 0));
+    let guessing = HttpPolicy { heuristic: Some(0.1), default_ttl: None, ..POLICY };
+    for status in [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501] {
+        assert_eq!(seconds(&of(status, &modified, &guessing)), (100, 0, 0), "{status}");
+    }
+    for status in [201, 202, 302, 307, 500, 502, 503, 504, 599] {
+        only_shared(&of(status, &modified, &guessing));
+        let public = [modified[0], ("cache-control", "public")];
+        assert_eq!(seconds(&of(status, &public, &guessing)).0, 100, "{status}");
+    }
+    refused(&of(403, &modified, &guessing), NotShared::ClientFault);
+    let stated = [modified[0], ("cache-control", "max-age=5")];
+    assert_eq!(seconds(&of(200, &stated, &guessing)).0, 5);
+    only_shared(&of(200, &[], &guessing));
+}
+
+#[test]
+fn what_is_over_is_kept_only_to_ask_whether_it_still_holds() {
+    let over = ("cache-control", "max-age=0");
+    only_shared(&of(200, &[over], &POLICY));
+    let kept = of(200, &[over, ("etag", "\"a\"")], &POLICY);
+    assert_eq!(seconds(&kept), (0, 0, 0));
+    assert!(stored(&kept).is_over());
+    only_shared(&of(404, &[over, ("etag", "\"a\"")], &POLICY));
+}
+
+#[test]
+fn no_cache_is_kept_for_checking_with_a_validator() {
+    let no_cache = ("cache-control", "max-age=60, no-cache");
+    let tag = ("etag", "\"a\"");
+    let check = |lines: &[(&str, &str)]| {
+        let verdict = of(200, lines, &POLICY);
+        assert_eq!(verdict.store, None);
+        assert_ne!(verdict.share, Share::Yes);
+        verdict.check
+    };
+    assert!(check(&[no_cache, tag]));
+    assert!(check(&[no_cache, tag, ("vary", "accept")]));
+    assert!(!check(&[no_cache]));
+    for against in [
+        ("vary", "*"),
+        ("set-cookie", "a=b"),
+        ("www-authenticate", "x"),
+        ("authentication-info", "x"),
+        ("content-type", "text/event-stream"),
+        ("cache-control", "private"),
+        ("cache-control", "no-store"),
+    ] {
+        assert!(!check(&[no_cache, tag, against]), "{against:?}");
+    }
+    let facts = RequestFacts { principal_in_key: true, ..RequestFacts::default() };
+    assert!(!judge(facts, StatusCode::OK, &map(&[no_cache, tag]), &POLICY, now()).check);
+    let facts = RequestFacts { no_store: true, ..RequestFacts::default() };
+    assert!(!judge(facts, StatusCode::OK, &map(&[no_cache, tag]), &POLICY, now()).check);
+}
+
+#[test]
+fn a_targeted_field_silences_the_plain_ones() {
+    let name = http::HeaderName::from_static("cdn-cache-control");
+    let policy = HttpPolicy { targeted: vec![name], ..POLICY };
+    let cdn = ("cdn-cache-control", "max-age=60");
+    assert_eq!(seconds(&of(200, &[cdn, ("cache-control", "no-store")], &policy)), (60, 0, 0));
+    assert_eq!(seconds(&of(200, &[cdn, ("expires", "0"), ("pragma", "no-cache")], &policy)), (60, 0, 0));
+    refused(&of(200, &[cdn, ("cache-control", "no-store")], &POLICY), NotShared::NoStore);
+    let private = [("cdn-cache-control", "private"), ("cache-control", "max-age=60")];
+    refused(&of(200, &private, &policy), NotShared::Private);
+    let invalid = [("cdn-cache-control", "max-age=60, &"), ("cache-control", "no-store")];
+    refused(&of(200, &invalid, &policy), NotShared::NoStore);
 }

@@ -1,0 +1,54 @@
+//! A request whose stored answer may be used only on the origin's word for this very request (RFC 9111, section
+//! 5.2.2.4): it runs for itself, beside all others, and asks with the guard's own conditions.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use http::{Response, StatusCode};
+use tokio::sync::oneshot;
+
+use super::body::GuardBody;
+use super::bounds::{Inner, ResponseBody};
+use super::load::{Own, PageLoad};
+use super::page::refusal;
+use crate::error::LoadError;
+use crate::flight::{Plan, Settle};
+
+/// Runs a load outside all flights. What it brings goes where a flight would put it; nobody waits for it.
+///
+/// Its body, and what the store wants of it, outlive the caller; the run up to the head does not.
+pub(super) async fn check<S, B, R>(mut load: PageLoad<S, B, R, S::Error>) -> Own<R, S::Error>
+where
+    S: Inner<B, R>,
+    B: Send + 'static,
+    R: ResponseBody,
+{
+    let (leader, mut own) = oneshot::channel();
+    load.leader = Some(leader);
+    let (guard, key) = (Arc::clone(&load.guard), Arc::clone(&load.address.key));
+    let mut landing = load.load();
+    let (own, landed) = poll_fn(|cx| {
+        let landed = landing.as_mut().poll(cx);
+        // The client's own response is sent before the landing.
+        match (Pin::new(&mut own).poll(cx), landed) {
+            (Poll::Ready(own), Poll::Ready(landed)) => Poll::Ready((own.ok(), Some(landed))),
+            (Poll::Ready(Ok(own)), Poll::Pending) => Poll::Ready((Some(own), None)),
+            (_, Poll::Ready(landed)) => Poll::Ready((own.try_recv().ok(), Some(landed))),
+            _ => Poll::Pending,
+        }
+    })
+    .await;
+    let settle = move |landed| guard.shelf().settle(&key, &landed);
+    let timed_out = matches!(landed, Some(Err(LoadError::TimedOut(_))));
+    match landed {
+        Some(landed) => settle(landed),
+        None => drop(crate::sync::spawn(async move { settle(landing.await) })),
+    }
+    own.unwrap_or_else(|| Ok(lost(timed_out)))
+}
+
+fn lost<R>(timed_out: bool) -> Response<GuardBody<R>> {
+    refusal(if timed_out { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY })
+}

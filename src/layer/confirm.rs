@@ -1,0 +1,92 @@
+//! News of what is stored already: a 304 to the guard's own question, and the answer to a HEAD.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::response::Parts as Head;
+use http::{HeaderMap, StatusCode};
+
+use super::bounds::ResponseBody;
+use super::land::Lander;
+use super::load::PageArrival;
+use super::page::{Page, Reply};
+use super::places::left;
+use crate::cache::{Arrival, Destination, Entry, Mark};
+use crate::http::conditional::Conditionals;
+use crate::http::headers::strip_hop_by_hop;
+use crate::http::key::MethodClass;
+use crate::http::validate;
+use crate::http::verdict;
+
+impl<R, X> Lander<R, X>
+where
+    R: ResponseBody,
+{
+    /// The origin says that what is stored still holds: it serves on, with what the answer says anew (RFC 9111 section
+    /// 4.3.4).
+    pub(super) fn confirmed(
+        mut self,
+        page: &Arc<Page>,
+        mut head: Head,
+        tags: Option<Arc<[Mark]>>,
+    ) -> PageArrival {
+        strip_hop_by_hop(&mut head.headers);
+        if !validate::agrees(&page.headers, &head.headers) {
+            // It confirms what it was asked about and names something else: good for those who wait, no longer.
+            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.timeline())));
+            let value = if let Some(Entry { value: Reply::Page(..), .. }) = &self.stale {
+                Reply::Page(Arc::clone(page), None)
+            } else {
+                Reply::Private
+            };
+            return Arrival { value, bound_for: Destination::WaitersOnly };
+        }
+        let now = SystemTime::now();
+        let headers = validate::updated(&page.headers, &head.headers, now);
+        let verdict = verdict::judge(self.facts, page.status, &headers, &self.guard.settings.policy, now);
+        let tags = tags.or_else(|| page.tags.clone());
+        let Some(fresh) = self.page_of(page.status, headers, &page.recording, &verdict, tags) else {
+            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.timeline())));
+            return self.private();
+        };
+        let mut own = fresh.respond(MethodClass::Get, &Conditionals::default(), self.timeline());
+        self.guard.tell(own.headers_mut(), || self.status(head.status, &verdict, true));
+        self.tell_leader(Ok(own));
+        self.kept(fresh, None, &verdict)
+    }
+
+    /// The answer to a HEAD may be news of what is stored for GET (RFC 9111 section 4.3.5).
+    pub(super) fn heard_of_stored(&self, status: StatusCode, answer: &HeaderMap, now: SystemTime) {
+        let Some(Entry { value: Reply::Page(page, _), .. }) = &self.stale else { return };
+        let shelf = self.guard.shelf();
+        let is_there = shelf
+            .find(&page.key)
+            .is_some_and(|entry| entry.value.page().is_some_and(|there| Arc::ptr_eq(there, page)));
+        if status != page.status || status != StatusCode::OK || !is_there || self.facts.no_store {
+            return;
+        }
+        let headers = validate::updated(&page.headers, answer, now);
+        let verdict = verdict::judge(self.facts, status, &headers, &self.guard.settings.policy, now);
+        let is_same =
+            validate::head_agrees(&page.headers, page.recording.length(), answer) && page.is_complete();
+        let same_variant = verdict.vary.without_keyed(&self.guard.settings.rule) == page.spec;
+        match verdict.store {
+            Some(life) if is_same && same_variant => {
+                let fresh = Page {
+                    status,
+                    headers,
+                    recording: Arc::clone(&page.recording),
+                    received: shelf.timeline.now(),
+                    age: life.age,
+                    revalidate: life.revalidate,
+                    tags: page.tags.clone(),
+                    key: Arc::clone(&page.key),
+                    spec: page.spec.clone(),
+                };
+                let storing = self.storing(left(&life), fresh.tags.clone());
+                shelf.put(Arc::clone(&page.key), Reply::Page(fresh.with_age(), None), &storing);
+            }
+            _ => shelf.remove(&page.key),
+        }
+    }
+}

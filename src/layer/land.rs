@@ -1,0 +1,277 @@
+//! What comes of a handler run that others may share: where its response goes.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::header::CONTENT_LENGTH;
+use http::response::Parts as Head;
+use http::{HeaderMap, Response, StatusCode};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tracing::Instrument;
+
+use super::address::Address;
+use super::body::GuardBody;
+use super::bounds::ResponseBody;
+use super::budget::Room;
+use super::fill::Fill;
+use super::guard::Guarded;
+use super::load::{Failure, Landing, Own, PageArrival};
+use super::page::{Page, Reply, respond_to_leader};
+use super::recording::{End, Reader, Recording};
+use crate::cache::{Arrival, Born, Destination, Entry, Mark};
+use crate::clock::Timeline;
+use crate::error::{LoadError, TimedOut};
+use crate::http::cache_status::{CacheStatus, Ttl};
+use crate::http::headers::strip_hop_by_hop;
+use crate::http::key::MethodClass;
+use crate::http::validate;
+use crate::http::verdict::{self, RequestFacts, Share, Verdict};
+
+/// Makes a landing of a response.
+pub(super) struct Lander<R, X> {
+    pub(super) guard: Arc<Guarded>,
+    pub(super) facts: RequestFacts,
+    pub(super) address: Address,
+    asked: http::request::Parts,
+    pub(super) stale: Option<Entry<Reply>>,
+    /// What the request asks about, with conditions of the guard's own.
+    asks_about: Option<Arc<Page>>,
+    leader: Option<oneshot::Sender<Own<R, X>>>,
+    pub(super) born: Born,
+    pub(super) cost: Duration,
+}
+
+/// `None` if the future was dropped because it took too long.
+async fn limited<F: Future>(limit: Option<Duration>, future: F) -> Option<F::Output> {
+    match limit {
+        None => Some(future.await),
+        Some(limit) => tokio::time::timeout(limit, future).await.ok(),
+    }
+}
+
+impl<R, X> Lander<R, X>
+where
+    R: ResponseBody,
+{
+    pub(super) fn new(
+        guard: Arc<Guarded>,
+        facts: RequestFacts,
+        address: Address,
+        asked: http::request::Parts,
+        stale: Option<Entry<Reply>>,
+        asks_about: Option<Arc<Page>>,
+        leader: Option<oneshot::Sender<Own<R, X>>>,
+    ) -> Self {
+        let born = guard.shelf().generations.born();
+        Self { guard, facts, address, asked, stale, asks_about, leader, born, cost: Duration::ZERO }
+    }
+
+    pub(super) async fn land(mut self, call: impl Future<Output = Result<Response<R>, X>>) -> Landing {
+        let started = self.guard.shelf().timeline.now();
+        let limit = self.guard.settings.load_timeout;
+        let ended = limited(limit, call).await;
+        self.cost = self.guard.shelf().timeline.now().since(started);
+        crate::event::count_load(matches!(ended, Some(Ok(_))), self.cost);
+        match ended {
+            None => Err(LoadError::TimedOut(TimedOut { after: limit.unwrap_or_default() })),
+            Some(Err(error)) => {
+                self.tell_leader(Err(error));
+                Err(LoadError::Failed(Arc::new(Failure::Inner)))
+            }
+            Some(Ok(response)) => self.share(response).await,
+        }
+    }
+
+    /// A leader that has gone away takes its response with it.
+    pub(super) fn tell_leader(&mut self, own: Own<R, X>) {
+        if let Some(leader) = self.leader.take() {
+            let _ = leader.send(own);
+        }
+    }
+
+    async fn share(mut self, response: Response<R>) -> Landing {
+        let (mut head, body) = response.into_parts();
+        let tags = self.guard.take_tags(&mut head.headers);
+        if head.status == StatusCode::NOT_MODIFIED
+            && let Some(page) = self.asks_about.take()
+        {
+            return Ok(self.confirmed(&page, head, tags));
+        }
+        let now = SystemTime::now();
+        let policy = &self.guard.settings.policy;
+        let verdict = verdict::judge(self.facts, head.status, &head.headers, policy, now);
+        if head.status.is_server_error() && self.may_serve_stale() {
+            return Err(LoadError::Failed(Arc::new(Failure::ServerError)));
+        }
+        let length = length(&head.headers, &body);
+        let mut headers = head.headers.clone();
+        strip_hop_by_hop(&mut headers);
+        validate::date(&mut headers, now);
+        if self.address.class == MethodClass::Head {
+            self.heard_of_stored(head.status, &headers, now);
+        }
+        let recording = Recording::new(length);
+        let given = verdict.share == Share::Yes || verdict.check;
+        let room = if given { self.room(length) } else { None };
+        let page = self.page_of(head.status, headers, &recording, &verdict, tags);
+        let is_kept = room.is_some() && page.is_some();
+        self.guard.tell(&mut head.headers, || self.status(head.status, &verdict, is_kept));
+        let (Some(room), Some(page)) = (room, page) else {
+            self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
+            return Ok(self.private());
+        };
+        if self.address.class == MethodClass::Head {
+            // Nobody reads it: what a HEAD brings answers HEADs.
+            self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
+            let is_shared = verdict.share == Share::Yes;
+            return Ok(if is_shared { for_waiters(page) } else { self.private() });
+        }
+        let stream = Stream { head, body, room, is_known: length.is_some(), recording, page, verdict };
+        self.record(stream).await
+    }
+
+    /// Room for a body of this length, or of one that is not known yet.
+    fn room(&self, length: Option<u64>) -> Option<Room> {
+        let mut room = self.guard.shared.budget.open();
+        let length = length.unwrap_or(0);
+        let fits = length <= self.guard.settings.max_body_bytes && room.grow_to(length);
+        fits.then_some(room)
+    }
+
+    /// What others get of a response with these headers. `None` if their key is too long.
+    pub(super) fn page_of(
+        &self,
+        status: StatusCode,
+        headers: HeaderMap,
+        recording: &Arc<Recording>,
+        verdict: &Verdict,
+        tags: Option<Arc<[Mark]>>,
+    ) -> Option<Arc<Page>> {
+        let rule = &self.guard.settings.rule;
+        let spec = self.address.spec.with(&verdict.vary.without_keyed(rule));
+        let key = if spec == self.address.spec {
+            Arc::clone(&self.address.key)
+        } else {
+            self.address.under(rule, &self.asked, &spec)?
+        };
+        let page = Page {
+            status,
+            headers,
+            recording: Arc::clone(recording),
+            received: self.guard.shelf().timeline.now(),
+            age: verdict.store.map_or(Duration::ZERO, |life| life.age),
+            revalidate: verdict.store.is_some_and(|life| life.revalidate),
+            tags,
+            key,
+            spec,
+        };
+        Some(page.with_age())
+    }
+
+    /// What became of the leader's request.
+    pub(super) fn status(&self, status: StatusCode, verdict: &Verdict, is_kept: bool) -> CacheStatus {
+        let why = self.guard.why(self.stale.as_ref(), &self.address.spec);
+        let is_head = self.address.class == MethodClass::Head;
+        let ttl = verdict.store.map(|life| match life.fresh_for.checked_sub(life.age) {
+            Some(left) => Ttl::Left(left),
+            None => Ttl::Over(life.age.saturating_sub(life.fresh_for)),
+        });
+        let stored = is_kept && (verdict.store.is_some() || verdict.check) && !is_head;
+        CacheStatus { stored, ttl, ..CacheStatus::forwarded(why, status) }
+    }
+
+    /// Records the body: what is ready at once here, the rest in a task.
+    async fn record(mut self, stream: Stream<R>) -> Landing {
+        let Stream { head, body, room, is_known, recording, page, verdict } = stream;
+        let (max_bytes, max_wait, patience) = {
+            let settings = &self.guard.settings;
+            (settings.max_body_bytes, settings.max_body_wait, settings.load_timeout)
+        };
+        let is_refresh = self.leader.is_none();
+        let is_shared = verdict.share == Share::Yes;
+        let (rest, elsewhere) = oneshot::channel();
+        let mut fill = Fill::new(body, &recording, max_bytes, room).rest(rest);
+        let leader_reads = respond_to_leader(head, &recording, Some(elsewhere));
+        std::future::poll_fn(|cx| {
+            let _ = fill.poll_fill(cx);
+            std::task::Poll::Ready(())
+        })
+        .await;
+        if let Some(end) = recording.end() {
+            self.tell_leader(Ok(leader_reads));
+            return self.at_end(&end, page, &verdict);
+        }
+        // Its body goes on for those who wait, as long as they do.
+        let mut reader = Reader::new(&recording);
+        let keep = match verdict.store {
+            Some(_) if is_known => Some(self.keep_growing(&page)),
+            Some(_) => Some(self.keep_complete(&page, &verdict)),
+            None if verdict.check => Some(self.keep_complete(&page, &verdict)),
+            None => None,
+        };
+        let fill = fill.detach(keep, patience);
+        self.tell_leader(Ok(leader_reads));
+        crate::sync::spawn(fill.in_current_span());
+        if !is_shared {
+            return Ok(self.private());
+        }
+        if is_known {
+            return Ok(self.kept(page, Some(Arc::new(reader)), &verdict));
+        }
+        let wait = if page.is_event_stream() { Duration::ZERO } else { max_wait };
+        loop {
+            if let Ok(end) = tokio::time::timeout(wait, reader.ended()).await {
+                return match end {
+                    // The store has it.
+                    End::Complete if verdict.store.is_some() => Ok(for_waiters(page)),
+                    end => self.at_end(&end, page, &verdict),
+                };
+            }
+            // A refresh may take its time while nobody waits: what is stale is served meanwhile.
+            let nobody_waits = self.guard.flights().waiters(&self.address.key) == 0;
+            if !(is_refresh && !wait.is_zero() && nobody_waits) {
+                return Ok(self.private());
+            }
+        }
+    }
+
+    fn at_end(&self, end: &End, page: Arc<Page>, verdict: &Verdict) -> Landing {
+        match end {
+            End::Complete => Ok(self.kept(page, None, verdict)),
+            End::Failed(_) => Err(LoadError::Failed(Arc::new(Failure::Broken))),
+            End::Elsewhere => Ok(self.private()),
+        }
+    }
+
+    /// True while what the shelf had may be served if this load fails.
+    fn may_serve_stale(&self) -> bool {
+        self.stale.as_ref().is_some_and(|entry| self.guard.may_serve_stale(entry))
+    }
+
+    pub(super) fn timeline(&self) -> &Timeline {
+        &self.guard.shelf().timeline
+    }
+}
+
+/// A page that those who wait get, and that is on the shelf already or nobody's to keep.
+fn for_waiters(page: Arc<Page>) -> PageArrival {
+    Arrival { value: Reply::Page(page, None), bound_for: Destination::Nowhere }
+}
+
+/// A response that may be kept, its body unread.
+struct Stream<R> {
+    head: Head,
+    body: R,
+    room: Room,
+    is_known: bool,
+    recording: Arc<Recording>,
+    page: Arc<Page>,
+    verdict: Verdict,
+}
+
+/// The body's length, if head or body tell. A length that cannot be read is none.
+pub(super) fn length(headers: &http::HeaderMap, body: &impl Body) -> Option<u64> {
+    let said = headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
+    said.or_else(|| body.size_hint().exact())
+}
