@@ -62,6 +62,8 @@
 //! | `layer` | yes | [`StampedeGuard`] |
 //! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
+//! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
+//! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
 //! | `test-util` | no | [`ManualClock`] |
 //!
 //! Without any of them there is [`SingleFlight`], on tokio and dashmap.
@@ -75,22 +77,32 @@
 mod cache;
 #[cfg(feature = "cache")]
 mod clock;
+#[cfg(feature = "redis")]
+mod codec;
+#[cfg(feature = "redis")]
+mod coordinate;
 mod error;
 #[cfg(feature = "cache")]
 mod event;
 mod flight;
 #[cfg(feature = "layer")]
 mod http;
+#[cfg(feature = "cache")]
+mod invalidation;
 #[cfg(feature = "layer")]
 mod layer;
 #[cfg(feature = "cache")]
 mod policy;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(feature = "cache")]
 mod rng;
 mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+#[cfg(feature = "redis")]
+pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
 #[cfg(feature = "quick-cache")]
 pub use cache::QuickCache;
 #[cfg(feature = "cache")]
@@ -99,10 +111,16 @@ pub use cache::{
 };
 #[cfg(feature = "cache")]
 pub use clock::Clock;
-pub use error::{ConfigError, LoadError, Overloaded, Panicked, TimedOut};
+#[cfg(feature = "redis")]
+pub use codec::{Codec, CodecError, PostcardCodec};
+#[cfg(feature = "redis")]
+pub use coordinate::{SharedKey, SharedTier};
+pub use error::{ConfigError, LoadError, Overloaded, Panicked, RemoteKind, TimedOut};
 #[cfg(feature = "cache")]
 pub use event::{Outcome, StaleReason};
 pub use flight::{FlightStats, Flown, OnAbandon, Role, SingleFlight, SingleFlightBuilder};
+#[cfg(feature = "cache")]
+pub use invalidation::{Invalidation, KeyRef, Undelivered};
 #[cfg(feature = "layer")]
 pub use layer::{
     BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, OnWaitTimeout, ResponseFuture, StampedeGuard,

@@ -11,12 +11,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::Born;
 use super::loaded::{LoadContext, Loaded};
+#[cfg(feature = "redis")]
+use super::shared::{Errand, Shared};
 use super::shelf::Shelf;
 use super::stats::Counters;
 use crate::error::{LoadError, MAX_DURATION};
 use crate::event;
 use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Settle, Value};
+use crate::invalidation::Invalidation;
 use crate::policy::Lifetime;
+#[cfg(feature = "redis")]
+use crate::sync::OnceLock;
 
 /// What a flight of a cache brings; nothing if its loader had others to load as well and left it out.
 pub(crate) type CacheLanding<K, V> = Option<Arrival<K, V>>;
@@ -32,6 +37,9 @@ pub(crate) struct Engine<K, V> {
     pub(crate) counters: Counters,
     pub(super) governor: Option<Arc<Semaphore>>,
     pub(super) closed: AtomicBool,
+    /// Of a cache on a tier, set before anyone can use it: what it joins with are the flights above it.
+    #[cfg(feature = "redis")]
+    pub(super) shared: OnceLock<Shared<K, V>>,
 }
 
 /// What a loader came to; no value if it was asked for other keys too and left this one out.
@@ -109,6 +117,9 @@ pub(crate) struct Miss<'a, K, V, E, L> {
     pub(crate) stale: Option<Box<Entry<V>>>,
     /// When it took off.
     pub(crate) born: Born,
+    /// What to ask the other instances, if there are any.
+    #[cfg(feature = "redis")]
+    pub(super) errand: Option<Box<Errand<K>>>,
 }
 
 impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for Miss<'_, K, V, E, L>
@@ -119,12 +130,22 @@ where
     L: Loader<V, E>,
 {
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
+        #[cfg(feature = "redis")]
+        if L::ALONE && self.flights.hook.shared().is_some() {
+            self.errand = Some(Box::new(Errand { key: key.clone(), background: false, newer_than: None }));
+        }
         let shelf = &self.flights.hook.shelf;
         shelf.spare_load(shelf.find(key)?, self.stale.as_deref()).map(Some)
     }
 
     fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
-        load(Arc::clone(self.flights), self.loader, self.stale.map(|stale| *stale), None)
+        let stale = self.stale.map(|stale| *stale);
+        #[cfg(feature = "redis")]
+        if let Some(errand) = self.errand {
+            let own = load(Arc::clone(self.flights), self.loader, stale, None);
+            return super::shared::load(Arc::clone(self.flights), *errand, own);
+        }
+        load(Arc::clone(self.flights), self.loader, stale, None)
     }
 }
 
@@ -136,6 +157,8 @@ struct Refresh<K, V, E, L> {
     /// Loads even if the shelf has something fresh.
     forced: bool,
     permit: Option<OwnedSemaphorePermit>,
+    #[cfg(feature = "redis")]
+    errand: Option<Errand<K>>,
 }
 
 impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for Refresh<K, V, E, L>
@@ -146,6 +169,13 @@ where
     L: Loader<V, E>,
 {
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
+        #[cfg(feature = "redis")]
+        if L::ALONE && self.flights.hook.shared().is_some() {
+            let seen = self.stale.as_ref().map(Entry::token);
+            // Asked for by name, a load is to run whatever the others have.
+            let newer_than = if self.forced { seen.or(Some(u64::MAX)) } else { seen };
+            self.errand = Some(Errand { key: key.clone(), background: true, newer_than });
+        }
         if self.forced {
             return None;
         }
@@ -154,6 +184,11 @@ where
     }
 
     fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
+        #[cfg(feature = "redis")]
+        if let Some(errand) = self.errand {
+            let own = load(Arc::clone(&self.flights), self.loader, self.stale, self.permit);
+            return super::shared::load(self.flights, errand, own);
+        }
         load(self.flights, self.loader, self.stale, self.permit)
     }
 }
@@ -214,6 +249,42 @@ where
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Its place on a tier, if it has one.
+    #[cfg(feature = "redis")]
+    pub(super) fn shared(&self) -> Option<&Shared<K, V>> {
+        self.shared.get()
+    }
+
+    /// How long a value that was inserted holds.
+    pub(super) fn insert_life(&self) -> Lifetime {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.shared() {
+            return shared.capped(self.life);
+        }
+        self.life
+    }
+
+    /// Tells the other instances, if there are any, that what they have under a key is void.
+    #[cfg_attr(not(feature = "redis"), allow(unused_variables, clippy::unused_self))]
+    pub(super) fn tell_invalid(&self, key: impl FnOnce() -> Option<K>) -> Invalidation {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.shared()
+            && let Some(key) = key()
+        {
+            return shared.invalidate(&key);
+        }
+        Invalidation::done()
+    }
+
+    /// The same of all they have.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    pub(super) fn tell_all_invalid(&self) {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.shared() {
+            drop(shared.invalidate_all());
+        }
+    }
+
     fn destination(
         &self,
         loaded: &Loaded<V>,
@@ -240,7 +311,7 @@ where
             let own = loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str()));
             Some(kept.into_iter().flat_map(|tags| tags.iter().copied()).chain(own).collect())
         };
-        Destination::Shelf(Storing { life, cost, born, tags })
+        Destination::Shelf(Storing { tags, ..Storing::new(life, cost, born) })
     }
 }
 
@@ -271,11 +342,18 @@ where
             Err(_) => return false,
         },
     };
-    let started =
-        flights.launch(source, Refresh { flights: Arc::clone(flights), loader, stale, forced, permit });
+    let load = Refresh {
+        flights: Arc::clone(flights),
+        loader,
+        stale,
+        forced,
+        permit,
+        #[cfg(feature = "redis")]
+        errand: None,
+    };
+    let started = flights.launch(source, load);
     if started {
-        engine.counters.refreshes.fetch_add(1, Ordering::Relaxed);
-        event::count_refresh();
+        engine.counters.count_refresh();
     }
     started
 }

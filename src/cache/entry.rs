@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::generations::{Born, Generations, Mark};
 use crate::clock::{Tick, Timeline};
+#[cfg(feature = "redis")]
+use crate::coordinate::Token;
+#[cfg(feature = "redis")]
+use crate::event::Outcome;
 use crate::policy::{Lifetime, Times};
 
 /// A value on the shelf. A store copies all of it at each hit, so what a hit has no use for is behind one pointer,
@@ -23,6 +27,9 @@ pub(crate) struct Entry<V> {
 struct More {
     times: Times,
     tags: Option<Arc<[Mark]>>,
+    /// Among the loads of all instances; 0 for one that no other instance heard of.
+    #[cfg(feature = "redis")]
+    token: Token,
 }
 
 /// What a flight brings: a value, and where it goes.
@@ -57,13 +64,56 @@ pub(crate) struct Storing {
     pub(crate) cost: Duration,
     pub(crate) born: Born,
     pub(crate) tags: Option<Arc<[Mark]>>,
+    /// Of a cache that shares its values.
+    #[cfg(feature = "redis")]
+    pub(crate) shared: Option<Stamp>,
+}
+
+/// What a shared cache knows of a value beyond its life, which then is exact: its jitter is in it.
+#[cfg(feature = "redis")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) token: Token,
+    /// How the flight came by the value, if not by its own load.
+    pub(crate) outcome: Option<Outcome>,
+}
+
+impl Storing {
+    /// A life that is as long as its setting says, less jitter.
+    pub(crate) fn new(life: Lifetime, cost: Duration, born: Born) -> Self {
+        Self {
+            life,
+            cost,
+            born,
+            tags: None,
+            #[cfg(feature = "redis")]
+            shared: None,
+        }
+    }
+
+    /// True if jitter is still to shorten it.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    pub(super) fn is_jittered(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return self.shared.is_none();
+        #[cfg(not(feature = "redis"))]
+        true
+    }
 }
 
 impl<V> Entry<V> {
     /// `lean`: nobody asks for its times, as long as it has no stale windows.
     pub(super) fn new(value: V, times: Times, timeline: &Timeline, storing: &Storing, lean: bool) -> Self {
-        let more = (!lean || storing.life.has_windows() || storing.tags.is_some())
-            .then(|| Arc::new(More { times, tags: storing.tags.clone() }));
+        let lean = lean && !storing.life.has_windows() && storing.tags.is_none() && storing.is_jittered();
+        let more = (!lean).then(|| {
+            let tags = storing.tags.clone();
+            Arc::new(More {
+                times,
+                tags,
+                #[cfg(feature = "redis")]
+                token: storing.shared.map_or(0, |stamp| stamp.token),
+            })
+        });
         Self { value, fresh_until: timeline.instant_of(times.fresh_until), born: storing.born, more }
     }
 
@@ -92,10 +142,20 @@ impl<V> Entry<V> {
         self.more.as_ref().map(|more| &more.times)
     }
 
+    #[cfg(feature = "redis")]
+    pub(super) fn token(&self) -> Token {
+        self.more.as_ref().map_or(0, |more| more.token)
+    }
+
     /// The same entry with other times, if it has any.
     pub(super) fn map_times(&mut self, change: impl FnOnce(Times) -> Times) {
         if let Some(more) = &mut self.more {
-            *more = Arc::new(More { times: change(more.times), tags: more.tags.clone() });
+            *more = Arc::new(More {
+                times: change(more.times),
+                tags: more.tags.clone(),
+                #[cfg(feature = "redis")]
+                token: more.token,
+            });
         }
     }
 

@@ -11,6 +11,8 @@ use tokio::time::{Sleep, sleep};
 
 use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, refresh};
 use super::entry::{Arrival, Destination, Entry};
+#[cfg(feature = "redis")]
+use super::entry::{Stamp, Storing};
 use super::generations::Born;
 use crate::clock::Tick;
 use crate::error::LoadError;
@@ -71,7 +73,14 @@ where
     L: Loader<V, E>,
 {
     pub(crate) fn new(flights: &'a Arc<CacheFlights<K, V, E>>, source: S, loader: L) -> Self {
-        let miss = Miss { flights, loader, stale: None, born: Born::default() };
+        let miss = Miss {
+            flights,
+            loader,
+            stale: None,
+            born: Born::default(),
+            #[cfg(feature = "redis")]
+            errand: None,
+        };
         Self { run: Run::new(flights, source, miss, FirstPoll::Inline), fallback: None }
     }
 
@@ -219,6 +228,13 @@ where
             (bound_for, role) => {
                 let outcome = match (bound_for, role) {
                     (Destination::Nowhere, Role::Leader) => Outcome::Hit,
+                    #[cfg(feature = "redis")]
+                    (
+                        Destination::Shelf(Storing {
+                            shared: Some(Stamp { outcome: Some(from), .. }), ..
+                        }),
+                        role,
+                    ) if role == Role::Leader || matches!(from, Outcome::Stale { .. }) => from,
                     (_, Role::Leader) => Outcome::Loaded,
                     (_, Role::Follower) => Outcome::Coalesced,
                 };

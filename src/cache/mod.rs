@@ -8,6 +8,8 @@ mod fetch;
 mod generations;
 mod loaded;
 mod many;
+#[cfg(feature = "redis")]
+mod shared;
 mod shelf;
 mod stampede;
 mod stats;

@@ -4,14 +4,20 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
+#[cfg(feature = "redis")]
+use std::time::Duration;
 
 use super::departures::{Departures, EvictionListener};
 use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::Generations;
 use super::store::{AnyStore, StoreKind, Weigher};
+#[cfg(feature = "redis")]
+use crate::clock::Tick;
 use crate::clock::Timeline;
 use crate::error::LoadError;
 use crate::flight::{Fault, Key, Settle, Value};
+#[cfg(feature = "redis")]
+use crate::policy::Lifetime;
 use crate::policy::{EarlyRefresh, Freshness, Times};
 use crate::rng::Random;
 
@@ -132,10 +138,19 @@ where
         }
     }
 
+    /// A time to live with its jitter.
+    #[cfg(feature = "redis")]
+    pub(super) fn jittered(&self, ttl: Duration) -> Duration {
+        let start = Tick(0);
+        let times = Times::new(start, &Lifetime::fresh_for(ttl), self.jitter, self.random.unit(), ttl);
+        times.fresh_until.since(start)
+    }
+
     /// Stores `value` as of now.
     pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
         let (now, random) = (self.timeline.now(), self.random.unit());
-        let times = Times::new(now, &storing.life, self.jitter, random, storing.cost);
+        let jitter = if storing.is_jittered() { self.jitter } else { 0.0 };
+        let times = Times::new(now, &storing.life, jitter, random, storing.cost);
         self.store.insert(key, Entry::new(value, times, &self.timeline, storing, self.early.is_none()));
     }
 

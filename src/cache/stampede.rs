@@ -18,6 +18,7 @@ use super::many::fetch_many;
 use super::stats::CacheStats;
 use crate::error::LoadError;
 use crate::flight::{Borrowed, Finish, KeySource, Owned};
+use crate::invalidation::{Invalidation, KeyRef};
 
 /// A cache whose misses share one load, whose expiries are spread, and which serves slightly stale values
 /// rather than let its callers wait.
@@ -319,10 +320,12 @@ where
         self.flights.overrule(&key, || {
             let Some((key, value)) = pending.take() else { return };
             let born = shelf.generations.born();
-            let storing = Storing { life: self.flights.hook.life, cost: Duration::ZERO, born, tags: None };
+            let storing = Storing::new(self.flights.hook.insert_life(), Duration::ZERO, born);
             shelf.put(key, value, &storing);
         });
         shelf.announce();
+        // Other instances load it for themselves.
+        drop(self.flights.hook.tell_invalid(|| Some(key)));
     }
 
     /// Drops the value under `key`. A load of the key that is under way serves those who wait for it and is not
@@ -338,15 +341,19 @@ where
     /// # Ok(())
     /// # }
     /// ```
-    pub fn invalidate<Q>(&self, key: &Q)
+    ///
+    /// Where instances share a tier this concerns all of them. The handle that is returned says when the tier has
+    /// confirmed it; it may be dropped.
+    pub fn invalidate<Q>(&self, key: &Q) -> Invalidation
     where
         K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
+        Q: KeyRef<K> + Hash + Eq + ?Sized,
     {
         // In this order: a load from before is not stored any more when the value goes.
         self.flights.forget(key);
         self.flights.hook.shelf.remove(key);
         self.flights.hook.shelf.announce();
+        self.flights.hook.tell_invalid(|| key.to_key())
     }
 
     /// Drops every value, and voids the loads under way as [`invalidate`](Self::invalidate) does.
@@ -361,10 +368,13 @@ where
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// Where instances share a tier this concerns all of them, soon after the call returns.
     pub fn invalidate_all(&self) {
         self.flights.hook.shelf.clear();
         self.flights.forget_all();
         self.flights.hook.shelf.announce();
+        self.flights.hook.tell_all_invalid();
     }
 
     /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry

@@ -255,6 +255,11 @@ where
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn load_timeout(&self) -> Option<std::time::Duration> {
+        self.config.load_timeout
+    }
+
     pub(crate) fn stats(&self) -> super::FlightStats {
         self.counters.snapshot()
     }

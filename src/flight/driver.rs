@@ -59,7 +59,8 @@ where
     fn land(&mut self, result: Result<V, LoadError<E>>) -> Option<Result<V, LoadError<E>>> {
         let counters = &self.flights.counters;
         match &result {
-            Ok(_) | Err(LoadError::Reentrant | LoadError::Overloaded(_)) => {}
+            // Another instance counts a failure of its own.
+            Ok(_) | Err(LoadError::Reentrant | LoadError::Overloaded(_) | LoadError::Remote { .. }) => {}
             Err(LoadError::Failed(_)) => counters.failed.add(),
             Err(LoadError::Panicked(_)) => counters.panicked.add(),
             Err(LoadError::TimedOut(_)) => counters.timed_out.add(),

@@ -137,8 +137,7 @@ mod tests {
         let page = page.with_age();
         let minute = Duration::from_secs(60);
         let life = Lifetime { ttl: minute, stale_while_revalidate: minute, stale_if_error: minute };
-        let storing =
-            Storing { life, cost: Duration::ZERO, born: guard.shelf().generations.born(), tags: None };
+        let storing = Storing::new(life, Duration::ZERO, guard.shelf().generations.born());
         guard.shelf().put(Arc::clone(&key), Reply::Page(page, None), &storing);
         recording.finish(end, None);
         let inner = tower::service_fn(|_: Request<Text>| {

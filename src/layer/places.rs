@@ -111,7 +111,7 @@ where
     }
 
     pub(super) fn storing(&self, life: Lifetime, tags: Option<Arc<[Mark]>>) -> Storing {
-        Storing { life, cost: self.cost, born: self.born, tags }
+        Storing { tags, ..Storing::new(life, self.cost, self.born) }
     }
 }
 
