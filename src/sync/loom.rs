@@ -30,8 +30,10 @@ impl Wake for Task {
 }
 
 /// Ends a task between two polls, as Tokio does: its future is dropped on its own thread.
+#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) struct AbortHandle(Arc<Task>);
 
+#[cfg_attr(not(test), allow(dead_code))]
 impl AbortHandle {
     pub(crate) fn abort(&self) {
         self.0.aborted.store(true, Ordering::Release);
