@@ -66,7 +66,7 @@
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
 //! | `test-util` | no | [`ManualClock`] |
 //!
-//! Without any of them there is [`SingleFlight`], on tokio and dashmap.
+//! Without any of them there is [`SingleFlight`], on tokio and hashbrown.
 //!
 //! With `metrics`: `stampede_requests_total{outcome}`, `stampede_loads_total{result}`, `stampede_load_seconds`,
 //! `stampede_refreshes_total`. No label holds a key.

@@ -141,7 +141,9 @@ where
         let Some(load) = load.take() else { return };
         let keys = seats.iter().map(|seat| seat.key.clone()).collect();
         match catch_unwind(AssertUnwindSafe(|| load(keys))) {
-            Ok(load) => drop(sync::spawn(fly(Arc::clone(flights), permit, load, seats))),
+            Ok(load) => {
+                sync::spawn(fly(Arc::clone(flights), permit, load, seats));
+            }
             Err(payload) => {
                 let panic = Panicked::new(payload);
                 for seat in seats {

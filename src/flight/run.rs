@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::bounds::{Fault, Key, Value};
-use super::core::{Boarding, Flight, Flights, Landing, Settle};
+use super::core::{Boarding, Flights, Settle};
 use super::driver::{Departed, Lead, depart};
 use super::plan::{KeySource, Plan};
+use super::state::{Flight, Landing};
+use super::waiters::LEADER;
 use crate::error::LoadError;
 use crate::sync::Arc;
 
@@ -180,15 +182,15 @@ where
                     this.wait(flight, slot, Role::Follower);
                     return Poll::Pending;
                 }
-                Boarding::Leads(flight) => {
-                    let lead = Lead::new(&**this.flights, flight);
+                Boarding::Leads(hold) => {
+                    let lead = Lead::new(this.flights, hold);
                     let Some(plan) = this.plan.take() else { return this.refused(LoadError::Cancelled) };
-                    return match depart(this.flights, lead, plan, this.first_poll, cx) {
+                    return match depart(lead, plan, this.first_poll, cx) {
                         Departed::Landed(result, spared) => {
                             Poll::Ready(Landed { result, role: Role::Leader, unused: None, spared })
                         }
-                        Departed::Away(flight, slot) => {
-                            this.wait(flight, slot, Role::Leader);
+                        Departed::Away(flight) => {
+                            this.wait(flight, LEADER, Role::Leader);
                             Poll::Pending
                         }
                     };

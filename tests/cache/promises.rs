@@ -885,7 +885,7 @@ async fn no_load_starts_after_close_has_returned() {
         runs.store(true, Ordering::Relaxed);
         Ok(1)
     };
-    assert!(matches!(cache.get_or_load(Key(1), load).await, Err(LoadError::Cancelled)));
+    assert!(matches!(cache.get_or_load_ref(&Key(1), load).await, Err(LoadError::Cancelled)));
     assert!(!ran.load(Ordering::Relaxed));
 }
 
