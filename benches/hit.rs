@@ -50,6 +50,20 @@ fn benches(c: &mut Criterion) {
             hit.now_or_never().unwrap().unwrap()
         });
     });
+    #[cfg(feature = "quick-cache")]
+    {
+        let cache: StampedeCache<String, u64> = StampedeCache::builder()
+            .store(stampede_guard::QuickCache)
+            .ttl(Duration::from_secs(86_400))
+            .build()
+            .unwrap();
+        for (key, n) in keys.iter().zip(0..) {
+            cache.insert(key.clone(), n);
+        }
+        group.bench_function("cache over quick_cache: get", |b| {
+            b.iter(|| cache.get(black_box(next.next().unwrap().as_str())));
+        });
+    }
     group.bench_function("floor: dashmap get", |b| {
         b.iter(|| bare_map.get(black_box(next.next().unwrap().as_str())).map(|value| *value));
     });

@@ -39,6 +39,23 @@ pub enum LoadError<E> {
     Reentrant,
     /// The load was dropped before it finished: its runtime shut down, or the cache was closed.
     Cancelled,
+    /// The load ran in another instance that shares the cache's tier, and failed there.
+    Remote {
+        /// How it failed. The error itself stays in its instance.
+        kind: RemoteKind,
+    },
+}
+
+/// How a load failed in another instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemoteKind {
+    /// Its loader returned an error.
+    Failed,
+    /// Its loader panicked.
+    Panicked,
+    /// It outlasted its `load_timeout`.
+    TimedOut,
 }
 
 impl<E> Clone for LoadError<E> {
@@ -50,6 +67,7 @@ impl<E> Clone for LoadError<E> {
             Self::Overloaded(limit) => Self::Overloaded(*limit),
             Self::Reentrant => Self::Reentrant,
             Self::Cancelled => Self::Cancelled,
+            Self::Remote { kind } => Self::Remote { kind: *kind },
         }
     }
 }
@@ -63,6 +81,7 @@ impl<E: fmt::Debug> fmt::Debug for LoadError<E> {
             Self::Overloaded(limit) => f.debug_tuple("Overloaded").field(limit).finish(),
             Self::Reentrant => f.write_str("Reentrant"),
             Self::Cancelled => f.write_str("Cancelled"),
+            Self::Remote { kind } => f.debug_struct("Remote").field("kind", kind).finish(),
         }
     }
 }
@@ -76,6 +95,11 @@ impl<E> fmt::Display for LoadError<E> {
             Self::Overloaded(limit) => limit.fmt(f),
             Self::Reentrant => f.write_str("the loader asked for a key that is waiting for it"),
             Self::Cancelled => f.write_str("the load was cancelled before it finished"),
+            Self::Remote { kind } => f.write_str(match kind {
+                RemoteKind::Failed => "the loader failed in another instance",
+                RemoteKind::Panicked => "the loader panicked in another instance",
+                RemoteKind::TimedOut => "the load took longer than its time-out in another instance",
+            }),
         }
     }
 }
@@ -248,4 +272,30 @@ pub(crate) fn check_count(field: &'static str, value: usize) -> Result<usize, Co
         return Err(ConfigError::new(field, value, "at least 1"));
     }
     Ok(value)
+}
+
+#[cfg(feature = "cache")]
+/// The name of a cache on a tier: it is part of every key there.
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigError> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(legal) {
+        return Err(ConfigError::new(field, name, "1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.'"));
+    }
+    Ok(())
+}
+
+#[cfg(all(test, feature = "cache"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_place_in_a_key() {
+        for good in ["a", "products-v2.eu_1"] {
+            check_name("name", good).unwrap();
+        }
+        let long = "a".repeat(65);
+        for bad in ["", "a:b", "{a}", "a b", "a/b", "é", long.as_str()] {
+            assert_eq!(check_name("name", bad).unwrap_err().field(), "name");
+        }
+    }
 }

@@ -36,6 +36,10 @@ pub enum Outcome {
     Loaded,
     /// It waited for a loader that another call had started.
     Coalesced,
+    /// From the tier that instances share, fresh.
+    SharedHit,
+    /// From the tier that instances share, where another instance's load was waited for.
+    SharedWait,
 }
 
 /// Why a stale value was served.
@@ -61,6 +65,8 @@ impl Outcome {
             Self::Stale { .. } => "stale",
             Self::Loaded => "loaded",
             Self::Coalesced => "coalesced",
+            Self::SharedHit => "shared_hit",
+            Self::SharedWait => "shared_wait",
         }
     }
 }

@@ -61,10 +61,13 @@
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
 //! | `grpc` | no | `GrpcStampedeGuard`: unary gRPC methods that opted in, under tonic or axum |
+//! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
+//! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
+//! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
 //! | `test-util` | no | [`ManualClock`] |
 //!
-//! Without any of them there is [`SingleFlight`], on tokio and dashmap.
+//! Without any of them there is [`SingleFlight`], on tokio and hashbrown.
 //!
 //! With `metrics`: `stampede_requests_total{outcome}`, `stampede_loads_total{result}`, `stampede_load_seconds`,
 //! `stampede_refreshes_total`. No label holds a key.
@@ -75,32 +78,50 @@
 mod cache;
 #[cfg(feature = "cache")]
 mod clock;
+#[cfg(feature = "redis")]
+mod codec;
+#[cfg(feature = "redis")]
+mod coordinate;
 mod error;
 #[cfg(feature = "cache")]
 mod event;
 mod flight;
 #[cfg(feature = "layer")]
 mod http;
+#[cfg(feature = "cache")]
+mod invalidation;
 #[cfg(feature = "layer")]
 mod layer;
 #[cfg(feature = "cache")]
 mod policy;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(feature = "cache")]
 mod rng;
 mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+#[cfg(feature = "redis")]
+pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
+#[cfg(feature = "quick-cache")]
+pub use cache::QuickCache;
 #[cfg(feature = "cache")]
 pub use cache::{
-    CacheStats, EvictionCause, Fetched, LoadContext, Loaded, StampedeCache, StampedeCacheBuilder,
+    CacheStats, EvictionCause, Fetched, LoadContext, Loaded, Moka, StampedeCache, StampedeCacheBuilder, Store,
 };
 #[cfg(feature = "cache")]
 pub use clock::Clock;
-pub use error::{ConfigError, LoadError, Overloaded, Panicked, TimedOut};
+#[cfg(feature = "redis")]
+pub use codec::{Codec, CodecError, PostcardCodec};
+#[cfg(feature = "redis")]
+pub use coordinate::{SharedKey, SharedTier};
+pub use error::{ConfigError, LoadError, Overloaded, Panicked, RemoteKind, TimedOut};
 #[cfg(feature = "cache")]
 pub use event::{Outcome, StaleReason};
 pub use flight::{FlightStats, Flown, OnAbandon, Role, SingleFlight, SingleFlightBuilder};
+#[cfg(feature = "cache")]
+pub use invalidation::{Invalidation, KeyRef, Undelivered};
 #[cfg(feature = "layer")]
 pub use layer::{
     BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, OnWaitTimeout, ResponseFuture, StampedeGuard,

@@ -47,6 +47,11 @@ impl Lifetime {
     pub(crate) const fn fresh_for(ttl: Duration) -> Self {
         Self { ttl, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO }
     }
+
+    /// True if a value has a use after its freshness.
+    pub(crate) fn has_windows(&self) -> bool {
+        !(self.stale_while_revalidate.is_zero() && self.stale_if_error.is_zero())
+    }
 }
 
 /// The moments of one entry.

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use stampede_guard::StampedeCache;
+use stampede_guard::{Moka, StampedeCache, Store};
 
 fn poll_once<F: Future>(call: F) -> Poll<F::Output> {
     pin!(call).poll(&mut Context::from_waker(Waker::noop()))
@@ -12,7 +12,13 @@ fn poll_once<F: Future>(call: F) -> Poll<F::Output> {
 
 #[test]
 fn a_hit_by_reference_allocates_nothing() {
-    let cache: StampedeCache<String, Arc<str>> = StampedeCache::builder().build().unwrap();
+    a_hit_allocates_nothing(Moka);
+    #[cfg(feature = "quick-cache")]
+    a_hit_allocates_nothing(stampede_guard::QuickCache);
+}
+
+fn a_hit_allocates_nothing(store: impl Store) {
+    let cache: StampedeCache<String, Arc<str>> = StampedeCache::builder().store(store).build().unwrap();
     cache.insert("stock".to_string(), Arc::from("three"));
     let hit = || {
         let served = poll_once(cache.get_or_load_ref("stock", || async { Ok(Arc::from("none")) }));

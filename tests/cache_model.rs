@@ -338,6 +338,16 @@ impl World {
         }
     }
 
+    /// Whether the next load of an entry past its freshness is due. Where chance has decided, the answer tells how.
+    fn is_due(&self, entry: &Entry, answer: &Poll<Answer>) -> bool {
+        if self.now < entry.retry.0 {
+            return false;
+        }
+        let backing_off = Outcome::Stale { age: self.now - entry.stored, reason: StaleReason::BackingOff };
+        self.now >= entry.retry.1
+            || !matches!(answer, Poll::Ready(Ok(fetched)) if fetched.outcome == backing_off)
+    }
+
     fn first_poll(&mut self, id: usize, before: usize, answer: Poll<Answer>) {
         let key = self.calls[&id].key;
         let Some(entry) = self.find(key) else { return self.take_off(id, before, None, false, answer) };
@@ -348,15 +358,7 @@ impl World {
         if age >= TTL + IF_ERROR {
             return self.take_off(id, before, Some(entry), false, answer);
         }
-        let due = if self.now < entry.retry.0 {
-            false
-        } else if self.now >= entry.retry.1 {
-            true
-        } else {
-            // Chance has decided; the answer tells how.
-            let backing_off = Outcome::Stale { age, reason: StaleReason::BackingOff };
-            !matches!(&answer, Poll::Ready(Ok(fetched)) if fetched.outcome == backing_off)
-        };
+        let due = self.is_due(&entry, &answer);
         if !due {
             return assert_fetched(
                 answer,
@@ -417,13 +419,20 @@ impl World {
             Landing::Value { stored: Some(stored), .. }
                 if !leads && stored.born < born && !self.is_valid(&stored) =>
             {
-                let newer = |found: &Entry| stale.is_none_or(|stale| found.stored > stale.stored);
-                match self.fresh(key).filter(newer) {
-                    Some(found) if self.linked(key).is_none() => {
-                        assert_fetched(answer, found.value, Outcome::Hit);
-                    }
-                    _ => self.board(id, before, answer),
+                let Some(found) = self.find(key).filter(|_| self.linked(key).is_none()) else {
+                    return self.board(id, before, answer);
+                };
+                // Once more, what another load has brought or come to meanwhile spares this one.
+                let age = self.now - found.stored;
+                let newer = stale.is_none_or(|stale| found.stored > stale.stored);
+                if age < TTL && newer {
+                    return assert_fetched(answer, found.value, Outcome::Hit);
                 }
+                if (TTL..TTL + IF_ERROR).contains(&age) && stale.is_some() && !self.is_due(&found, &answer) {
+                    let outcome = Outcome::Stale { age, reason: StaleReason::BackingOff };
+                    return assert_fetched(answer, found.value, outcome);
+                }
+                self.board(id, before, answer);
             }
             Landing::Value { value, .. } => {
                 assert_fetched(answer, value, if leads { Outcome::Loaded } else { Outcome::Coalesced });

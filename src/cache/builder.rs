@@ -9,15 +9,25 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+use super::departures::{EvictionCause, EvictionListener};
 use super::engine::Engine;
-use super::shelf::{EvictionCause, EvictionListener, Shelf, ShelfConfig, Weigher};
+#[cfg(feature = "redis")]
+use super::shared::{Schemas, Tiering};
+use super::shelf::{Shelf, ShelfConfig};
 use super::stampede::StampedeCache;
 use super::stats::Counters;
+use super::store::{Store, StoreKind, Weigher};
 use crate::clock::{Clock, Timeline};
-use crate::error::{ConfigError, MAX_DURATION, check_count, check_positive};
+#[cfg(feature = "redis")]
+use crate::codec::{Codec, PostcardCodec};
+#[cfg(feature = "redis")]
+use crate::coordinate::{SharedKey, SharedTier};
+use crate::error::{ConfigError, MAX_DURATION, check_count, check_name, check_positive};
 use crate::flight::{FlightConfig, Flights, OnAbandon};
 use crate::policy::{EarlyRefresh, Lifetime};
 use crate::rng::Random;
+#[cfg(feature = "redis")]
+use crate::sync::OnceLock;
 
 /// Settings of a [`StampedeCache`], from [`StampedeCache::builder`].
 ///
@@ -43,12 +53,18 @@ pub struct StampedeCacheBuilder<K, V, E> {
     early: Option<EarlyRefresh>,
     soft_timeout: Option<Duration>,
     max_concurrent_loads: Option<usize>,
+    store: StoreKind,
     capacity: u64,
     weigher: Option<Weigher<K, V>>,
     listener: Option<EvictionListener<K, V>>,
     clock: Option<Arc<dyn Clock>>,
     seed: Option<u64>,
     flights: FlightConfig,
+    name: Option<Arc<str>>,
+    #[cfg(feature = "redis")]
+    schemas: Schemas,
+    #[cfg(feature = "redis")]
+    tiering: Option<Tiering<K, V>>,
     of: PhantomData<fn() -> E>,
 }
 
@@ -70,14 +86,74 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             early: None,
             soft_timeout: None,
             max_concurrent_loads: None,
+            store: StoreKind::default(),
             capacity: 10_000,
             weigher: None,
             listener: None,
             clock: None,
             seed: None,
             flights: FlightConfig { load_timeout: Some(Duration::from_secs(30)), ..FlightConfig::default() },
+            name: None,
+            #[cfg(feature = "redis")]
+            schemas: Schemas::default(),
+            #[cfg(feature = "redis")]
+            tiering: None,
             of: PhantomData,
         }
+    }
+
+    /// What the cache is called where several are told apart: on a tier that instances share, it is part of every
+    /// key. 1 to 64 of `A-Z`, `a-z`, `0-9`, `_`, `-` and `.`. Default: none, which a cache on a tier must not have.
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Shares loads, values and invalidations with all instances whose caches have the same
+    /// [`name`](Self::name) on the same tier. Default: none.
+    ///
+    /// Of all callers in all instances that miss one key, one runs its loader, and the others get its value; see
+    /// [`Outcome`](crate::Outcome). What instances disagree on (times, capacity) is each one's own; the loader's
+    /// instance decides how long a value is fresh for all. `insert` drops the other instances' values. What carries
+    /// [`tags`](crate::Loaded::tags), what is uncacheable, and what
+    /// [`get_or_load_many`](crate::StampedeCache::get_or_load_many) loads stays in its instance. A loader is called
+    /// before the others are asked, so work that is to be spared belongs into the future it returns.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn redis(self, tier: impl Into<SharedTier>) -> Self
+    where
+        K: SharedKey,
+        V: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        self.redis_with(tier, PostcardCodec)
+    }
+
+    /// [`redis`](Self::redis), with values in a form of your own.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn redis_with(mut self, tier: impl Into<SharedTier>, codec: impl Codec<V>) -> Self
+    where
+        K: SharedKey,
+    {
+        self.tiering = Some(Tiering::new(tier.into(), codec));
+        self
+    }
+
+    /// The shape of the values on a tier. Change it whenever their type changes, so that versions of a service that
+    /// run side by side do not read each other's values. Default: 0.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn schema(mut self, schema: u32) -> Self {
+        self.schemas.current = schema;
+        self
+    }
+
+    /// The shapes that instances of earlier versions may still use: invalidations concern them, too. Default: none.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn previous_schemas(mut self, schemas: impl IntoIterator<Item = u32>) -> Self {
+        self.schemas.previous = schemas.into_iter().collect();
+        self
     }
 
     /// How long a value is fresh, before [`jitter`](Self::jitter). Default: 60 s.
@@ -142,11 +218,18 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         self
     }
 
+    /// Where values are kept. Default: [`Moka`](crate::Moka). [`Store`] says which to choose when.
+    #[allow(clippy::needless_pass_by_value)] // `.store(QuickCache)` reads better than `.store(&QuickCache)`
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = store.kind();
+        self
+    }
+
     /// How many entries are kept; with a [`weigher`](Self::weigher), what they may weigh together.
     /// Default: 10,000.
     ///
-    /// Beyond it, moka's `TinyLFU` decides which entries go: those seldom asked for, expired ones among them. An entry
-    /// past its last use keeps its place until then, or until it is loaded anew.
+    /// Beyond it, the [`store`](Self::store) decides which entries go: those seldom asked for, expired ones among them.
+    /// An entry past its last use keeps its place until then, or until it is loaded anew.
     pub fn capacity(mut self, capacity: u64) -> Self {
         self.capacity = capacity;
         self
@@ -243,7 +326,15 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
             return Err(ConfigError::new("capacity", self.capacity, "at least 1"));
         }
         self.flights.check()?;
+        if let Some(name) = &self.name {
+            check_name("name", name)?;
+        }
+        #[cfg(feature = "redis")]
+        if self.tiering.is_some() && self.name.is_none() {
+            return Err(ConfigError::new("name", self.name, "set for a cache on a tier"));
+        }
         let shelf = Shelf::new(ShelfConfig {
+            store: self.store,
             capacity: self.capacity,
             weigher: self.weigher,
             listener: self.listener,
@@ -254,14 +345,22 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         });
         // A semaphore counts no further than this; a limit above it is none.
         let governor = self.max_concurrent_loads.filter(|&loads| loads <= Semaphore::MAX_PERMITS);
-        Ok(StampedeCache::from_engine(Engine {
-            flights: Flights::new(self.flights, shelf),
+        let engine = Engine {
+            shelf,
             life: self.life,
             soft_timeout: self.soft_timeout,
             counters: Counters::default(),
             governor: governor.map(|loads| Arc::new(Semaphore::new(loads))),
             closed: AtomicBool::new(false),
-        }))
+            #[cfg(feature = "redis")]
+            shared: OnceLock::new(),
+        };
+        let flights = Flights::new(self.flights, engine);
+        #[cfg(feature = "redis")]
+        if let Some((tiering, name)) = self.tiering.zip(self.name) {
+            flights.hook.shared.get_or_init(|| tiering.join(&flights, name, self.schemas));
+        }
+        Ok(StampedeCache::from_flights(flights))
     }
 }
 

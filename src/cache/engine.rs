@@ -1,7 +1,6 @@
 //! Where freshness, flights and the shelf meet: how a cache loads.
 
 use std::borrow::Borrow;
-use std::fmt;
 use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,36 +8,38 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::generations::{Born, Mark};
+use super::entry::{Arrival, Destination, Entry, Storing};
+use super::generations::Born;
 use super::loaded::{LoadContext, Loaded};
-use super::shelf::{Arrival, Destination, Entry, Shelf, Storing};
+#[cfg(feature = "redis")]
+use super::shared::{Errand, Shared};
+use super::shelf::Shelf;
 use super::stats::Counters;
-use crate::clock::Tick;
 use crate::error::{LoadError, MAX_DURATION};
 use crate::event;
-use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Value};
+use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Settle, Value};
+use crate::invalidation::Invalidation;
 use crate::policy::Lifetime;
+#[cfg(feature = "redis")]
+use crate::sync::OnceLock;
 
 /// What a flight of a cache brings; nothing if its loader had others to load as well and left it out.
 pub(crate) type CacheLanding<K, V> = Option<Arrival<K, V>>;
 
 /// All flights of a cache and the shelf they land on.
-pub(crate) type CacheFlights<K, V, E> = Flights<K, CacheLanding<K, V>, E, Shelf<K, V>>;
+pub(crate) type CacheFlights<K, V, E> = Flights<K, CacheLanding<K, V>, E, Engine<K, V>>;
 
-/// What every handle of a cache shares.
-pub(crate) struct Engine<K, V, E> {
-    pub(crate) flights: Arc<CacheFlights<K, V, E>>,
+/// What every handle of a cache shares, beside its flights.
+pub(crate) struct Engine<K, V> {
+    pub(crate) shelf: Shelf<K, V>,
     pub(crate) life: Lifetime,
     pub(crate) soft_timeout: Option<Duration>,
     pub(crate) counters: Counters,
     pub(super) governor: Option<Arc<Semaphore>>,
     pub(super) closed: AtomicBool,
-}
-
-impl<K, V, E> fmt::Debug for Engine<K, V, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("flights", &self.flights).finish_non_exhaustive()
-    }
+    /// Of a cache on a tier, set before anyone can use it: what it joins with are the flights above it.
+    #[cfg(feature = "redis")]
+    pub(super) shared: OnceLock<Shared<K, V>>,
 }
 
 /// What a loader came to; no value if it was asked for other keys too and left this one out.
@@ -108,19 +109,20 @@ fn came_alone<V, E>(output: Result<Loaded<V>, E>) -> Came<V, E> {
     output.map(Some).map_err(|error| LoadError::Failed(Arc::new(error)))
 }
 
-/// A load of the cache: the loader, what it replaces, and where its value goes.
-pub(crate) struct CacheLoad<K, V, E, L> {
-    pub(crate) engine: Arc<Engine<K, V, E>>,
+/// The load of a caller that waits for it.
+pub(crate) struct Miss<'a, K, V, E, L> {
+    pub(crate) flights: &'a Arc<CacheFlights<K, V, E>>,
     pub(crate) loader: L,
     /// What the caller found.
-    pub(crate) stale: Option<Entry<V>>,
-    /// Loads even if the shelf has something fresh.
-    pub(crate) forced: bool,
-    /// A background load's permit; the others wait for theirs.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) stale: Option<Box<Entry<V>>>,
+    /// When it took off.
+    pub(crate) born: Born,
+    /// What to ask the other instances, if there are any.
+    #[cfg(feature = "redis")]
+    pub(super) errand: Option<Box<Errand<K>>>,
 }
 
-impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for CacheLoad<K, V, E, L>
+impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for Miss<'_, K, V, E, L>
 where
     K: Key,
     V: Value,
@@ -128,53 +130,113 @@ where
     L: Loader<V, E>,
 {
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
-        if self.forced {
-            return None;
+        #[cfg(feature = "redis")]
+        if L::ALONE && self.flights.hook.shared().is_some() {
+            self.errand = Some(Box::new(Errand { key: key.clone(), background: false, newer_than: None }));
         }
-        let found = self.engine.shelf().fresh(key)?;
-        let seen = self.stale.as_ref().map_or(Tick(0), |seen| seen.times.stored);
-        // An entry that is refreshed early is still fresh: only a newer one makes the load needless.
-        let newer = self.stale.is_none() || found.times.stored > seen;
-        newer.then(|| Some(Arrival { value: found.value, bound_for: Destination::Nowhere }))
+        let shelf = &self.flights.hook.shelf;
+        shelf.spare_load(shelf.find(key)?, self.stale.as_deref()).map(Some)
     }
 
     fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
-        let Self { engine, loader, stale, permit, .. } = self;
-        // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
-        if engine.is_closed() {
-            return Box::pin(ready(Err(LoadError::Cancelled)));
+        let stale = self.stale.map(|stale| *stale);
+        #[cfg(feature = "redis")]
+        if let Some(errand) = self.errand {
+            let own = load(Arc::clone(self.flights), self.loader, stale, None);
+            return super::shared::load(Arc::clone(self.flights), *errand, own);
         }
-        let born = engine.shelf().generations.born();
-        let load = loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone())));
-        Box::pin(async move {
-            let permit = if L::ALONE { engine.permit(permit).await } else { None };
-            let started = engine.shelf().timeline.now();
-            let output = load.await;
-            let (came, cost) = L::came(output, engine.shelf().timeline.now().since(started));
-            drop(permit);
-            if L::ALONE {
-                event::count_load(came.is_ok(), cost);
-            }
-            let Some(loaded) = came? else { return Ok(None) };
-            let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
-            let value = loaded.value.or_else(|| stale.map(|entry| entry.value));
-            let value =
-                value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
-            Ok(Some(Arrival { value, bound_for }))
-        })
+        load(Arc::clone(self.flights), self.loader, stale, None)
     }
 }
 
-impl<K, V, E> Engine<K, V, E>
+/// A load that nobody waits for.
+struct Refresh<K, V, E, L> {
+    flights: Arc<CacheFlights<K, V, E>>,
+    loader: L,
+    stale: Option<Entry<V>>,
+    /// Loads even if the shelf has something fresh.
+    forced: bool,
+    permit: Option<OwnedSemaphorePermit>,
+    #[cfg(feature = "redis")]
+    errand: Option<Errand<K>>,
+}
+
+impl<K, V, E, L> Plan<K, CacheLanding<K, V>, E> for Refresh<K, V, E, L>
 where
     K: Key,
     V: Value,
     E: Fault,
+    L: Loader<V, E>,
 {
-    pub(crate) fn shelf(&self) -> &Shelf<K, V> {
-        &self.flights.hook
+    fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
+        #[cfg(feature = "redis")]
+        if L::ALONE && self.flights.hook.shared().is_some() {
+            let seen = self.stale.as_ref().map(Entry::token);
+            // Asked for by name, a load is to run whatever the others have.
+            let newer_than = if self.forced { seen.or(Some(u64::MAX)) } else { seen };
+            self.errand = Some(Errand { key: key.clone(), background: true, newer_than });
+        }
+        if self.forced {
+            return None;
+        }
+        let shelf = &self.flights.hook.shelf;
+        shelf.spare_load(shelf.find(key)?, self.stale.as_ref()).map(Some)
     }
 
+    fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
+        #[cfg(feature = "redis")]
+        if let Some(errand) = self.errand {
+            let own = load(Arc::clone(&self.flights), self.loader, self.stale, self.permit);
+            return super::shared::load(self.flights, errand, own);
+        }
+        load(self.flights, self.loader, self.stale, self.permit)
+    }
+}
+
+/// A load of the cache: the loader, what it replaces, and where its value goes. It waits for a permit, unless it
+/// brings one.
+fn load<K, V, E, L>(
+    flights: Arc<CacheFlights<K, V, E>>,
+    loader: L,
+    stale: Option<Entry<V>>,
+    permit: Option<OwnedSemaphorePermit>,
+) -> BoxLoad<CacheLanding<K, V>, E>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+    L: Loader<V, E>,
+{
+    let engine = &flights.hook;
+    // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
+    if engine.is_closed() {
+        return Box::pin(ready(Err(LoadError::Cancelled)));
+    }
+    let born = engine.shelf.generations.born();
+    let load = loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone())));
+    Box::pin(async move {
+        let engine = &flights.hook;
+        let permit = if L::ALONE { engine.permit(permit).await } else { None };
+        let started = engine.shelf.timeline.now();
+        let output = load.await;
+        let (came, cost) = L::came(output, engine.shelf.timeline.now().since(started));
+        drop(permit);
+        if L::ALONE {
+            event::count_load(came.is_ok(), cost);
+        }
+        let Some(loaded) = came? else { return Ok(None) };
+        let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
+        let value = loaded.value.or_else(|| stale.map(|entry| entry.value));
+        let value = value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
+        Ok(Some(Arrival { value, bound_for }))
+    })
+}
+
+impl<K, V> Engine<K, V>
+where
+    K: Key,
+    V: Value,
+{
     /// The place that a load takes among those that run: `given`, or else it waits for its turn.
     pub(super) async fn permit(&self, given: Option<OwnedSemaphorePermit>) -> Option<OwnedSemaphorePermit> {
         match (given, &self.governor) {
@@ -185,6 +247,42 @@ where
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Its place on a tier, if it has one.
+    #[cfg(feature = "redis")]
+    pub(super) fn shared(&self) -> Option<&Shared<K, V>> {
+        self.shared.get()
+    }
+
+    /// How long a value that was inserted holds.
+    pub(super) fn insert_life(&self) -> Lifetime {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.shared() {
+            return shared.capped(self.life);
+        }
+        self.life
+    }
+
+    /// Tells the other instances, if there are any, that what they have under a key is void.
+    #[cfg_attr(not(feature = "redis"), allow(unused_variables, clippy::unused_self))]
+    pub(super) fn tell_invalid(&self, key: impl FnOnce() -> Option<K>) -> Invalidation {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.shared()
+            && let Some(key) = key()
+        {
+            return shared.invalidate(&key);
+        }
+        Invalidation::done()
+    }
+
+    /// The same of all they have.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    pub(super) fn tell_all_invalid(&self) {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.shared() {
+            drop(shared.invalidate_all());
+        }
     }
 
     fn destination(
@@ -204,45 +302,78 @@ where
             stale_while_revalidate: or(loaded.stale_while_revalidate, self.life.stale_while_revalidate),
             stale_if_error: or(loaded.stale_if_error, self.life.stale_if_error),
         };
-        let generations = &self.shelf().generations;
-        let own = loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str()));
+        let generations = &self.shelf.generations;
         // A value that is kept keeps its tags.
-        let kept = stale.filter(|_| loaded.value.is_none()).and_then(|entry| entry.tags.as_deref());
-        let tags: Arc<[Mark]> = kept.into_iter().flatten().copied().chain(own).collect();
-        let tags = (!tags.is_empty()).then_some(tags);
-        Destination::Shelf(Storing { life, cost, born, tags, jitter: None })
+        let kept = stale.filter(|_| loaded.value.is_none()).and_then(Entry::tags);
+        let tags = if loaded.tags.is_empty() {
+            kept.cloned()
+        } else {
+            let own = loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str()));
+            Some(kept.into_iter().flat_map(|tags| tags.iter().copied()).chain(own).collect())
+        };
+        Destination::Shelf(Storing { tags, ..Storing::new(life, cost, born) })
+    }
+}
+
+/// Starts a background load of `key`; false if one runs, the caps leave no place or the cache is closed.
+pub(super) fn refresh<K, V, E, S, L>(
+    flights: &Arc<CacheFlights<K, V, E>>,
+    source: S,
+    loader: L,
+    stale: Option<Entry<V>>,
+    forced: bool,
+) -> bool
+where
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
+    S: KeySource<K>,
+    L: Loader<V, E>,
+{
+    let engine = &flights.hook;
+    if engine.is_closed() {
+        return false;
+    }
+    let permit = match engine.governor.as_ref().filter(|_| L::ALONE) {
+        None => None,
+        // A refresh without a permit is skipped: the stale value serves, and misses go first.
+        Some(governor) => match Arc::clone(governor).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) => return false,
+        },
+    };
+    let load = Refresh {
+        flights: Arc::clone(flights),
+        loader,
+        stale,
+        forced,
+        permit,
+        #[cfg(feature = "redis")]
+        errand: None,
+    };
+    let started = flights.launch(source, load);
+    if started {
+        engine.counters.count_refresh();
+    }
+    started
+}
+
+/// A load that was asked for a key and left it out has voided what the shelf has.
+impl<K, V, E> Settle<K, CacheLanding<K, V>, E> for Engine<K, V>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+{
+    fn settle(&self, key: &K, result: &Result<CacheLanding<K, V>, LoadError<E>>) {
+        match result {
+            Ok(Some(arrival)) => self.shelf.land(key, Ok::<_, &LoadError<E>>(arrival)),
+            Ok(None) => self.shelf.remove(key),
+            Err(error) => self.shelf.land(key, Err(error)),
+        }
     }
 
-    /// Starts a background load of `key`; false if one runs, the caps leave no place or the cache is closed.
-    pub(crate) fn refresh<S, L>(
-        self: &Arc<Self>,
-        source: S,
-        loader: L,
-        stale: Option<Entry<V>>,
-        forced: bool,
-    ) -> bool
-    where
-        S: KeySource<K>,
-        K: Borrow<S::Query>,
-        L: Loader<V, E>,
-    {
-        if self.is_closed() {
-            return false;
-        }
-        let permit = match self.governor.as_ref().filter(|_| L::ALONE) {
-            None => None,
-            // A refresh without a permit is skipped: the stale value serves, and misses go first.
-            Some(governor) => match Arc::clone(governor).try_acquire_owned() {
-                Ok(permit) => Some(permit),
-                Err(_) => return false,
-            },
-        };
-        let load = CacheLoad { engine: Arc::clone(self), loader, stale, forced, permit };
-        let started = self.flights.launch(source, load);
-        if started {
-            self.counters.refreshes.fetch_add(1, Ordering::Relaxed);
-            event::count_refresh();
-        }
-        started
+    fn settled(&self) {
+        self.shelf.announce();
     }
 }

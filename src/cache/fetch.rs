@@ -5,12 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
 
-use super::engine::{CacheLanding, CacheLoad, Engine, Loader};
+use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, refresh};
+use super::entry::{Arrival, Destination, Entry};
+#[cfg(feature = "redis")]
+use super::entry::{Stamp, Storing};
 use super::generations::Born;
-use super::shelf::{Arrival, Destination, Entry, Shelf};
+use crate::clock::Tick;
 use crate::error::LoadError;
 use crate::event::{self, Outcome, StaleReason};
 use crate::flight::{Fault, FirstPoll, Key, KeySource, Landed, Role, Run, Value};
@@ -26,9 +30,9 @@ pub struct Fetched<V> {
     pub outcome: Outcome,
 }
 
-type CacheRun<'a, K, V, E, S, L> = Run<'a, K, CacheLanding<K, V>, E, Shelf<K, V>, S, CacheLoad<K, V, E, L>>;
+type CacheRun<'a, K, V, E, S, L> = Run<'a, K, CacheLanding<K, V>, E, Engine<K, V>, S, Miss<'a, K, V, E, L>>;
 
-type CacheLanded<K, V, E, S, L> = Landed<CacheLanding<K, V>, E, S, CacheLoad<K, V, E, L>>;
+type CacheLanded<'a, K, V, E, S, L> = Landed<CacheLanding<K, V>, E, S, Miss<'a, K, V, E, L>>;
 
 /// A call's end; no value if a loader of several keys left this one out.
 pub(super) type Answer<V, E> = Result<Option<Fetched<V>>, LoadError<E>>;
@@ -40,29 +44,16 @@ struct Fallback<V> {
     soft_timeout: Option<Pin<Box<Sleep>>>,
 }
 
-/// The future of one call. Nothing happens before its first poll.
+/// The future of one call. Nothing happens before its first poll; until that finds nothing to serve, the run is
+/// what a call brings along.
 pub(crate) struct Fetch<'a, K, V, E, S, L>
 where
     K: Key,
     V: Value,
     E: Fault,
 {
-    engine: &'a Arc<Engine<K, V, E>>,
-    state: State<'a, K, V, E, S, L>,
-    /// When it took off.
-    born: Option<Born>,
+    run: CacheRun<'a, K, V, E, S, L>,
     fallback: Option<Box<Fallback<V>>>,
-}
-
-enum State<'a, K, V, E, S, L>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-{
-    Look(S, L),
-    Fly(CacheRun<'a, K, V, E, S, L>),
-    Done,
 }
 
 impl<K, V, E, S, L> Unpin for Fetch<'_, K, V, E, S, L>
@@ -81,38 +72,39 @@ where
     S: KeySource<K>,
     L: Loader<V, E>,
 {
-    pub(crate) fn new(engine: &'a Arc<Engine<K, V, E>>, source: S, loader: L) -> Self {
-        Self { engine, state: State::Look(source, loader), born: None, fallback: None }
+    pub(crate) fn new(flights: &'a Arc<CacheFlights<K, V, E>>, source: S, loader: L) -> Self {
+        let miss = Miss {
+            flights,
+            loader,
+            stale: None,
+            born: Born::default(),
+            #[cfg(feature = "redis")]
+            errand: None,
+        };
+        Self { run: Run::new(flights, source, miss, FirstPoll::Inline), fallback: None }
     }
 
-    /// What the shelf has to say; `None` if a load must be waited for, and then this call is in the air.
-    fn look(&mut self) -> Option<Result<Fetched<V>, LoadError<E>>> {
-        let State::Look(source, _) = &self.state else { return None };
-        let found = self.engine.shelf().find(source.query());
-        match found {
-            Some(entry) if self.engine.shelf().is_plain_hit(&entry) => Some(Ok(self.hit(entry.value))),
-            found => self.decide(found),
-        }
+    fn engine(&self) -> &'a Engine<K, V> {
+        &self.run.flights().hook
     }
 
+    #[inline]
     fn hit(&self, value: V) -> Fetched<V> {
-        self.engine.counters.hits.add();
+        self.engine().counters.hits.add();
         event::count_request("hit");
         Fetched { value, outcome: Outcome::Hit }
     }
 
-    /// The rarer cases. Apart, so that a hit moves neither key nor loader.
+    /// The rarer findings; `None` if a load must be waited for. Apart, as [`fly`](Self::fly) is, so that a hit pays
+    /// for none of it.
     #[inline(never)]
     fn decide(&mut self, found: Option<Entry<V>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
-        let State::Look(source, loader) = std::mem::replace(&mut self.state, State::Done) else {
-            return None;
-        };
-        let Some(entry) = found else { return self.take_off(source, loader, None) };
-        match self.engine.shelf().judge(&entry) {
+        let Some(entry) = found else { return self.take_off(None) };
+        match self.engine().shelf.judge(&entry) {
             Freshness::Fresh => Some(Ok(self.hit(entry.value))),
             Freshness::RefreshEarly => {
                 let value = entry.value.clone();
-                self.refresh(source, loader, entry);
+                self.refresh(entry);
                 Some(Ok(self.hit(value)))
             }
             Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
@@ -120,54 +112,66 @@ where
             }
             Freshness::Stale { refresh: true } => {
                 let answer = self.stale(entry.clone(), StaleReason::Revalidating);
-                self.refresh(source, loader, entry);
+                self.refresh(entry);
                 Some(Ok(answer))
             }
             Freshness::IfError { load: true } => {
                 self.fallback = Some(Box::new(Fallback { entry: entry.clone(), soft_timeout: None }));
-                self.take_off(source, loader, Some(entry))
+                self.take_off(Some(Box::new(entry)))
             }
-            Freshness::Dead => self.take_off(source, loader, Some(entry)),
+            Freshness::Dead => self.take_off(Some(Box::new(entry))),
         }
     }
 
-    fn refresh(&self, source: S, loader: L, stale: Entry<V>) {
-        if let Some((loader, stale)) = loader.put_off(stale) {
-            self.engine.refresh(source, loader, Some(stale), false);
+    fn refresh(&mut self, stale: Entry<V>) {
+        if let Some((source, miss)) = self.run.unused()
+            && let Some((loader, stale)) = miss.loader.put_off(stale)
+        {
+            refresh(self.run.flights(), source, loader, Some(stale), false);
         }
     }
 
-    fn take_off(
-        &mut self,
-        source: S,
-        loader: L,
-        stale: Option<Entry<V>>,
-    ) -> Option<Result<Fetched<V>, LoadError<E>>> {
-        self.engine.counters.misses.fetch_add(1, Ordering::Relaxed);
-        if self.engine.is_closed() {
+    fn take_off(&mut self, stale: Option<Box<Entry<V>>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
+        let engine = self.engine();
+        engine.counters.misses.fetch_add(1, Ordering::Relaxed);
+        if engine.is_closed() {
             return Some(self.failed(LoadError::Cancelled));
         }
-        self.born = Some(self.engine.shelf().generations.born());
-        let load = CacheLoad { engine: Arc::clone(self.engine), loader, stale, forced: false, permit: None };
-        self.fly(source, load);
+        if let Some(miss) = self.run.plan_mut() {
+            miss.stale = stale;
+            miss.born = engine.shelf.generations.born();
+        }
         None
     }
 
-    fn fly(&mut self, source: S, load: CacheLoad<K, V, E, L>) {
-        self.state = State::Fly(Run::new(&self.engine.flights, source, load, FirstPoll::Inline));
+    fn stale(&self, entry: Entry<V>, reason: StaleReason) -> Fetched<V> {
+        let stored = entry.times().map(|times| times.stored);
+        Fetched { value: entry.value, outcome: self.stale_since(stored, reason) }
     }
 
-    fn stale(&self, entry: Entry<V>, reason: StaleReason) -> Fetched<V> {
-        self.engine.counters.stale.fetch_add(1, Ordering::Relaxed);
+    fn stale_since(&self, stored: Option<Tick>, reason: StaleReason) -> Outcome {
+        let engine = self.engine();
+        engine.counters.stale.fetch_add(1, Ordering::Relaxed);
         event::count_request("stale");
-        let age = self.engine.shelf().timeline.now().since(entry.times.stored);
-        Fetched { value: entry.value, outcome: Outcome::Stale { age, reason } }
+        let age = stored.map_or(Duration::ZERO, |stored| engine.shelf.timeline.now().since(stored));
+        Outcome::Stale { age, reason }
     }
 
     /// What may be served in place of a load's result, at this moment.
     fn stand_in(&mut self) -> Option<Entry<V>> {
         let entry = self.fallback.take()?.entry;
-        self.engine.shelf().covers_failure(&entry).then_some(entry)
+        self.engine().shelf.covers_failure(&entry).then_some(entry)
+    }
+
+    /// What is served because the load has taken `soft_timeout`.
+    fn overdue(&mut self, cx: &mut Context<'_>) -> Option<Entry<V>> {
+        let limit = self.engine().soft_timeout?;
+        let timer = &mut self.fallback.as_mut()?.soft_timeout;
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        if timer.as_mut().poll(cx).is_pending() {
+            return None;
+        }
+        self.stand_in()
     }
 
     fn failed(&mut self, error: LoadError<E>) -> Result<Fetched<V>, LoadError<E>> {
@@ -178,24 +182,38 @@ where
         Err(error)
     }
 
-    /// True if what landed began before an invalidation that this call came after.
-    fn is_void(&self, arrival: &Arrival<K, V>) -> bool {
+    /// True if what landed began before an invalidation that this call, of the time `mine`, came after.
+    fn is_void(&self, mine: Born, arrival: &Arrival<K, V>) -> bool {
         let Destination::Shelf(storing) = &arrival.bound_for else { return false };
-        let generations = &self.engine.shelf().generations;
-        self.born.is_some_and(|mine| generations.is_void_for(mine, storing.born, storing.tags.as_deref()))
+        self.engine().shelf.generations.is_void_for(mine, storing.born, storing.tags.as_deref())
+    }
+
+    #[inline(never)]
+    fn fly(&mut self, cx: &mut Context<'_>) -> Poll<Answer<V, E>> {
+        while let Poll::Ready(landed) = Pin::new(&mut self.run).poll(cx) {
+            if let Some(answer) = self.landed(landed) {
+                return Poll::Ready(answer);
+            }
+        }
+        if self.fallback.is_some()
+            && let Some(entry) = self.overdue(cx)
+        {
+            return Poll::Ready(Ok(Some(self.stale(entry, StaleReason::LoadSlow))));
+        }
+        Poll::Pending
     }
 
     /// `None` if the call is in the air again: what landed is not for it.
-    fn landed(&mut self, landed: CacheLanded<K, V, E, S, L>) -> Option<Answer<V, E>> {
+    fn landed(&mut self, landed: CacheLanded<'a, K, V, E, S, L>) -> Option<Answer<V, E>> {
         let arrival = match landed.result {
             Ok(arrival) => arrival,
             Err(error) => return Some(self.failed(error).map(Some)),
         };
         if L::ALONE
-            && arrival.as_ref().is_none_or(|arrival| self.is_void(arrival))
-            && let Some((source, load)) = landed.unused
+            && let Some((source, miss)) = landed.unused
+            && arrival.as_ref().is_none_or(|arrival| self.is_void(miss.born, arrival))
         {
-            self.fly(source, load);
+            self.run = Run::new(miss.flights, source, miss, FirstPoll::Inline);
             return None;
         }
         self.fallback = None;
@@ -204,11 +222,26 @@ where
             return Some(Ok(None));
         };
         let outcome = match (arrival.bound_for, landed.role) {
-            (Destination::Nowhere, Role::Leader) => Outcome::Hit,
-            (_, Role::Leader) => Outcome::Loaded,
-            (_, Role::Follower) => Outcome::Coalesced,
+            (Destination::BackingOff { stored }, _) => {
+                self.stale_since(Some(stored), StaleReason::BackingOff)
+            }
+            (bound_for, role) => {
+                let outcome = match (bound_for, role) {
+                    (Destination::Nowhere, Role::Leader) => Outcome::Hit,
+                    #[cfg(feature = "redis")]
+                    (
+                        Destination::Shelf(Storing {
+                            shared: Some(Stamp { outcome: Some(from), .. }), ..
+                        }),
+                        role,
+                    ) if role == Role::Leader || matches!(from, Outcome::Stale { .. }) => from,
+                    (_, Role::Leader) => Outcome::Loaded,
+                    (_, Role::Follower) => Outcome::Coalesced,
+                };
+                event::count_request(outcome.as_str());
+                outcome
+            }
         };
-        event::count_request(outcome.as_str());
         Some(Ok(Some(Fetched { value: arrival.value, outcome })))
     }
 }
@@ -223,33 +256,19 @@ where
 {
     type Output = Answer<V, E>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Look(..) = self.state
-            && let Some(answer) = self.look()
-        {
-            return Poll::Ready(answer.map(Some));
-        }
-        loop {
-            let State::Fly(run) = &mut self.state else { panic!("polled after it was ready") };
-            let Poll::Ready(landed) = Pin::new(run).poll(cx) else { break };
-            self.state = State::Done;
-            if let Some(answer) = self.landed(landed) {
-                return Poll::Ready(answer);
+        if !self.run.is_waiting() {
+            let source = self.run.source().expect("a future is not polled after it was ready");
+            match self.engine().shelf.look(source.query()) {
+                Ok(value) => return Poll::Ready(Ok(Some(self.hit(value)))),
+                Err(found) => {
+                    if let Some(answer) = self.decide(found) {
+                        return Poll::Ready(answer.map(Some));
+                    }
+                }
             }
         }
-        if let Some(limit) = self.engine.soft_timeout
-            && let Some(fallback) = &mut self.fallback
-            && fallback
-                .soft_timeout
-                .get_or_insert_with(|| Box::pin(sleep(limit)))
-                .as_mut()
-                .poll(cx)
-                .is_ready()
-            && let Some(entry) = self.stand_in()
-        {
-            self.state = State::Done;
-            return Poll::Ready(Ok(Some(self.stale(entry, StaleReason::LoadSlow))));
-        }
-        Poll::Pending
+        self.fly(cx)
     }
 }

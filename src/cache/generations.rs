@@ -19,8 +19,8 @@ pub(crate) struct Generations {
     hasher: RandomState,
 }
 
-/// The moment a load started, among the invalidations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The moment a load started, among the invalidations. The default is before all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Born(u64);
 
 /// A tag's mark.
@@ -45,6 +45,7 @@ impl Generations {
         (self.hasher.hash_one(tag) % MARKS as u64) as Mark
     }
 
+    #[inline]
     pub(crate) fn is_valid(&self, born: Born, marks: Option<&[Mark]>) -> bool {
         self.floor.load(Ordering::Acquire) <= born.0
             && marks.is_none_or(|marks| {

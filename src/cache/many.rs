@@ -14,10 +14,10 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::oneshot::{self, error::RecvError};
 
-use super::engine::{Came, Engine, Loader};
+use super::engine::{CacheFlights, Came, Loader, refresh};
+use super::entry::Entry;
 use super::fetch::{Answer, Fetch};
 use super::loaded::{LoadContext, Loaded};
-use super::shelf::Entry;
 use crate::error::{LoadError, Panicked};
 use crate::event;
 use crate::flight::{Fault, Key, Owned, Value};
@@ -114,7 +114,7 @@ where
 
     /// Calls the loader for everyone aboard; background loads ride along. Without a call that waits, the batch is
     /// a background load itself, and is skipped if there is no permit for it.
-    fn depart<F, Fut>(self: &Arc<Self>, engine: &Arc<Engine<K, V, E>>, load: &mut Option<F>)
+    fn depart<F, Fut>(self: &Arc<Self>, flights: &Arc<CacheFlights<K, V, E>>, load: &mut Option<F>)
     where
         F: FnOnce(Vec<K>) -> Fut,
         Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
@@ -124,14 +124,14 @@ where
         if refreshes.is_empty() && !is_led {
             return;
         }
-        let governor = engine.governor.as_ref();
+        let governor = flights.hook.governor.as_ref();
         let permit = governor.and_then(|governor| Arc::clone(governor).try_acquire_owned().ok());
         if governor.is_some() && permit.is_none() && !is_led {
             return;
         }
         self.set_open(true);
         for (key, stale) in refreshes {
-            engine.refresh(Owned(key.clone()), self.member(key), Some(stale), false);
+            refresh(flights, Owned(key.clone()), self.member(key), Some(stale), false);
         }
         self.set_open(false);
         let seats = std::mem::take(&mut self.0.lock().seats);
@@ -141,7 +141,9 @@ where
         let Some(load) = load.take() else { return };
         let keys = seats.iter().map(|seat| seat.key.clone()).collect();
         match catch_unwind(AssertUnwindSafe(|| load(keys))) {
-            Ok(load) => drop(sync::spawn(fly(Arc::clone(engine), permit, load, seats))),
+            Ok(load) => {
+                sync::spawn(fly(Arc::clone(flights), permit, load, seats));
+            }
             Err(payload) => {
                 let panic = Panicked::new(payload);
                 for seat in seats {
@@ -154,7 +156,7 @@ where
 
 /// The task of a batch: the load, for as long as a flight waits for a part of it, and then the parts.
 async fn fly<K, V, E, Fut>(
-    engine: Arc<Engine<K, V, E>>,
+    flights: Arc<CacheFlights<K, V, E>>,
     permit: Option<OwnedSemaphorePermit>,
     load: Fut,
     mut seats: Vec<Seat<K, V, E>>,
@@ -164,11 +166,12 @@ async fn fly<K, V, E, Fut>(
     E: Fault,
     Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
 {
+    let engine = &flights.hook;
     let governed = async {
         let permit = engine.permit(permit).await;
-        let started = engine.shelf().timeline.now();
+        let started = engine.shelf.timeline.now();
         let loaded = load.await;
-        let cost = engine.shelf().timeline.now().since(started);
+        let cost = engine.shelf.timeline.now().since(started);
         drop(permit);
         event::count_load(loaded.is_ok(), cost);
         (loaded, cost)
@@ -206,7 +209,7 @@ async fn fly<K, V, E, Fut>(
 
 /// One call for many keys; see [`get_or_load_many`](crate::StampedeCache::get_or_load_many).
 pub(super) async fn fetch_many<K, V, E, F, Fut>(
-    engine: &Arc<Engine<K, V, E>>,
+    flights: &Arc<CacheFlights<K, V, E>>,
     keys: impl IntoIterator<Item = K>,
     load: F,
 ) -> HashMap<K, Result<V, LoadError<E>>>
@@ -235,7 +238,7 @@ where
         poll_fn(|cx| {
             batch.set_open(true);
             for key in keys.drain(..) {
-                let mut fetch = Fetch::new(engine, Owned(key.clone()), batch.member(key.clone()));
+                let mut fetch = Fetch::new(flights, Owned(key.clone()), batch.member(key.clone()));
                 match Pin::new(&mut fetch).poll(cx) {
                     Poll::Ready(fetched) => answer(key, fetched),
                     Poll::Pending => waiting.push((key, fetch)),
@@ -243,7 +246,7 @@ where
             }
             batch.set_open(false);
             if batch.is_led() || waiting.is_empty() {
-                batch.depart(engine, &mut load);
+                batch.depart(flights, &mut load);
             }
             Poll::Ready(())
         })
@@ -258,6 +261,6 @@ where
         }
         keys = declined;
     }
-    batch.depart(engine, &mut load);
+    batch.depart(flights, &mut load);
     answers
 }

@@ -1,25 +1,35 @@
 //! The cache: freshness, flights and a store joined.
 
 mod builder;
+mod departures;
 mod engine;
+mod entry;
 mod fetch;
 mod generations;
 mod loaded;
 mod many;
+#[cfg(feature = "redis")]
+mod shared;
 mod shelf;
 mod stampede;
 mod stats;
+mod store;
 
 pub use builder::StampedeCacheBuilder;
+pub use departures::EvictionCause;
 pub use fetch::Fetched;
 pub use loaded::{LoadContext, Loaded};
-pub use shelf::EvictionCause;
 pub use stampede::StampedeCache;
 pub use stats::CacheStats;
+#[cfg(feature = "quick-cache")]
+pub use store::QuickCache;
+pub use store::{Moka, Store};
 
 #[cfg(feature = "layer")]
 pub(crate) use self::{
     builder::{check_jitter, check_life, check_window},
+    entry::{Arrival, Destination, Entry, Storing},
     generations::{Born, Mark},
-    shelf::{Arrival, Destination, Entry, Shelf, ShelfConfig, Storing},
+    shelf::{Shelf, ShelfConfig},
+    store::StoreKind,
 };

@@ -10,14 +10,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::builder::StampedeCacheBuilder;
-use super::engine::{Detailed, Engine, Plain};
+use super::engine::{CacheFlights, Detailed, Plain, refresh};
+use super::entry::Storing;
 use super::fetch::{Answer, Fetch, Fetched};
 use super::loaded::{LoadContext, Loaded};
 use super::many::fetch_many;
-use super::shelf::Storing;
 use super::stats::CacheStats;
 use crate::error::LoadError;
 use crate::flight::{Borrowed, Finish, KeySource, Owned};
+use crate::invalidation::{Invalidation, KeyRef};
 
 /// A cache whose misses share one load, whose expiries are spread, and which serves slightly stale values
 /// rather than let its callers wait.
@@ -59,18 +60,18 @@ use crate::flight::{Borrowed, Finish, KeySource, Owned};
 /// # }
 /// ```
 pub struct StampedeCache<K, V, E = Infallible> {
-    engine: Arc<Engine<K, V, E>>,
+    flights: Arc<CacheFlights<K, V, E>>,
 }
 
 impl<K, V, E> Clone for StampedeCache<K, V, E> {
     fn clone(&self) -> Self {
-        Self { engine: Arc::clone(&self.engine) }
+        Self { flights: Arc::clone(&self.flights) }
     }
 }
 
 impl<K, V, E> fmt::Debug for StampedeCache<K, V, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StampedeCache").field("engine", &self.engine).finish()
+        f.debug_struct("StampedeCache").field("flights", &self.flights).finish()
     }
 }
 
@@ -80,8 +81,8 @@ impl<K, V, E> StampedeCache<K, V, E> {
         StampedeCacheBuilder::new()
     }
 
-    pub(super) fn from_engine(engine: Engine<K, V, E>) -> Self {
-        Self { engine: Arc::new(engine) }
+    pub(super) fn from_flights(flights: Arc<CacheFlights<K, V, E>>) -> Self {
+        Self { flights }
     }
 }
 
@@ -113,7 +114,7 @@ where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
     {
-        Finish { run: Fetch::new(&self.engine, Owned(key), Plain(load)), finish: value }
+        Finish { run: Fetch::new(&self.flights, Owned(key), Plain(load)), finish: value }
     }
 
     /// [`get_or_load`](Self::get_or_load) with a borrowed key, which only a leader clones. A hit allocates
@@ -151,7 +152,7 @@ where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
     {
-        Finish { run: Fetch::new(&self.engine, Borrowed(key), Plain(load)), finish: value }
+        Finish { run: Fetch::new(&self.flights, Borrowed(key), Plain(load)), finish: value }
     }
 
     /// [`get_or_load`](Self::get_or_load) with a loader that sees the stale value and says how long its own
@@ -200,7 +201,7 @@ where
         F: FnOnce(LoadContext<V>) -> Fut,
         Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
     {
-        Finish { run: Fetch::new(&self.engine, Owned(key), Detailed(load)), finish: fetched }
+        Finish { run: Fetch::new(&self.flights, Owned(key), Detailed(load)), finish: fetched }
     }
 
     /// The values of many keys: cached, from loads that are under way, and the rest from one call of `load`.
@@ -260,7 +261,7 @@ where
         F: FnOnce(Vec<K>) -> Fut,
         Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
     {
-        fetch_many(&self.engine, keys, load).await
+        fetch_many(&self.flights, keys, load).await
     }
 
     /// The value under `key`, if it is fresh.
@@ -279,7 +280,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.engine.shelf().fresh(key).map(|entry| entry.value)
+        self.flights.hook.shelf.fresh(key)
     }
 
     /// True if [`get`](Self::get) would find a value.
@@ -314,16 +315,17 @@ where
     /// ```
     #[allow(clippy::needless_pass_by_value)] // as every map's
     pub fn insert(&self, key: K, value: V) {
-        let shelf = self.engine.shelf();
+        let shelf = &self.flights.hook.shelf;
         let mut pending = Some((key.clone(), value));
-        self.engine.flights.overrule(&key, || {
+        self.flights.overrule(&key, || {
             let Some((key, value)) = pending.take() else { return };
             let born = shelf.generations.born();
-            let storing =
-                Storing { life: self.engine.life, cost: Duration::ZERO, born, tags: None, jitter: None };
+            let storing = Storing::new(self.flights.hook.insert_life(), Duration::ZERO, born);
             shelf.put(key, value, &storing);
         });
         shelf.announce();
+        // Other instances load it for themselves.
+        drop(self.flights.hook.tell_invalid(|| Some(key)));
     }
 
     /// Drops the value under `key`. A load of the key that is under way serves those who wait for it and is not
@@ -339,15 +341,19 @@ where
     /// # Ok(())
     /// # }
     /// ```
-    pub fn invalidate<Q>(&self, key: &Q)
+    ///
+    /// Where instances share a tier this concerns all of them. The handle that is returned says when the tier has
+    /// confirmed it; it may be dropped.
+    pub fn invalidate<Q>(&self, key: &Q) -> Invalidation
     where
         K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
+        Q: KeyRef<K> + Hash + Eq + ?Sized,
     {
         // In this order: a load from before is not stored any more when the value goes.
-        self.engine.flights.forget(key);
-        self.engine.shelf().remove(key);
-        self.engine.shelf().announce();
+        self.flights.forget(key);
+        self.flights.hook.shelf.remove(key);
+        self.flights.hook.shelf.announce();
+        self.flights.hook.tell_invalid(|| key.to_key())
     }
 
     /// Drops every value, and voids the loads under way as [`invalidate`](Self::invalidate) does.
@@ -362,10 +368,13 @@ where
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// Where instances share a tier this concerns all of them, soon after the call returns.
     pub fn invalidate_all(&self) {
-        self.engine.shelf().clear();
-        self.engine.flights.forget_all();
-        self.engine.shelf().announce();
+        self.flights.hook.shelf.clear();
+        self.flights.forget_all();
+        self.flights.hook.shelf.announce();
+        self.flights.hook.tell_all_invalid();
     }
 
     /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry
@@ -386,7 +395,7 @@ where
     /// # }
     /// ```
     pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
-        let generations = &self.engine.shelf().generations;
+        let generations = &self.flights.hook.shelf.generations;
         generations.invalidate(generations.mark_of(tag.as_ref()));
     }
 
@@ -408,8 +417,8 @@ where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
     {
-        let stale = self.engine.shelf().find(Owned(key.clone()).query());
-        self.engine.refresh(Owned(key), Plain(load), stale, true)
+        let stale = self.flights.hook.shelf.find(Owned(key.clone()).query());
+        refresh(&self.flights, Owned(key), Plain(load), stale, true)
     }
 
     /// How many entries there are, those past their freshness included.
@@ -417,13 +426,13 @@ where
     /// Does the cache's pending upkeep first, so the number is exact between calls.
     #[must_use]
     pub fn entry_count(&self) -> u64 {
-        self.engine.shelf().size().0
+        self.flights.hook.shelf.size().0
     }
 
     /// What happened so far: a snapshot.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.engine.counters.snapshot(self.engine.flights.stats())
+        self.flights.hook.counters.snapshot(self.flights.stats())
     }
 
     /// Ends all loading: from now on a call that would load gets [`LoadError::Cancelled`], and this returns when
@@ -445,8 +454,8 @@ where
     ///
     /// The cache is closed by the first poll; dropping the future only stops the wait.
     pub async fn close(&self) {
-        self.engine.closed.store(true, Ordering::Release);
-        for landing in self.engine.flights.landings() {
+        self.flights.hook.closed.store(true, Ordering::Release);
+        for landing in self.flights.landings() {
             landing.await;
         }
     }

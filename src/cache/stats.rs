@@ -1,6 +1,6 @@
 //! Counts of what a cache did.
 
-use crate::event::Striped;
+use crate::event::{self, Striped};
 use crate::flight::FlightStats;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -29,6 +29,9 @@ pub struct CacheStats {
     pub misses: u64,
     /// Background loads started.
     pub refreshes: u64,
+    /// Flights that ended with what another instance had loaded, its failures included. They are among the misses
+    /// or refreshes, and not among the loads.
+    pub shared: u64,
     /// Loads: how many ran, how many calls joined one, how they ended.
     pub flights: FlightStats,
 }
@@ -38,7 +41,9 @@ pub(crate) struct Counters {
     pub(crate) hits: Striped,
     pub(crate) stale: AtomicU64,
     pub(crate) misses: AtomicU64,
-    pub(crate) refreshes: AtomicU64,
+    refreshes: AtomicU64,
+    #[cfg(feature = "redis")]
+    shared: AtomicU64,
 }
 
 impl Counters {
@@ -48,7 +53,30 @@ impl Counters {
             stale: self.stale.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
             refreshes: self.refreshes.load(Ordering::Relaxed),
-            flights,
+            shared: self.shared(),
+            flights: FlightStats { loads: flights.loads.saturating_sub(self.shared()), ..flights },
         }
+    }
+
+    #[cfg(feature = "redis")]
+    fn shared(&self) -> u64 {
+        self.shared.load(Ordering::Relaxed)
+    }
+
+    #[cfg(not(feature = "redis"))]
+    #[allow(clippy::unused_self)]
+    fn shared(&self) -> u64 {
+        0
+    }
+
+    /// A flight's own load was not needed.
+    #[cfg(feature = "redis")]
+    pub(crate) fn spare_load(&self) {
+        self.shared.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_refresh(&self) {
+        self.refreshes.fetch_add(1, Ordering::Relaxed);
+        event::count_refresh();
     }
 }

@@ -1,7 +1,7 @@
 //! The flight protocol: one live loader a key, and what starts, joins, leaves and lands it.
 //!
-//! A flight is linked (in the map) from its start until it is closed, and live until it lands. Its own mutex
-//! orders everything that happens to it; the map's shard lock is only ever taken inside it, never around it.
+//! A flight is linked (in the table) from its start until it is closed, and live until it lands. Its own mutex
+//! orders everything that happens to it; a shard's lock is only ever taken inside it, never around it.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -11,12 +11,13 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::bounds::{Fault, Key, Value};
-use super::lineage::{self, Ancestor};
+use super::lineage;
 use super::plan::{BoxLoad, KeySource};
+use super::state::{Flight, Landing, State};
 use super::stats::Counters;
-use super::waiters::Waiters;
+use super::table::{Boarded, Hold, Linked, PickedUp, Place, Table};
 use crate::error::{LoadError, Overloaded};
-use crate::sync::{AbortHandle, Arc, AtomicUsize, Map, Mutex, OnceLock, Ordering};
+use crate::sync::{Arc, AtomicUsize, Ordering};
 
 /// What happens to a load when the last caller that waited for it goes away.
 ///
@@ -64,6 +65,9 @@ impl Default for FlightConfig {
 /// Told of each landing of a linked flight, under the flight's mutex and before it is unlinked: whoever finds
 /// no flight afterwards finds the result in the store.
 pub(crate) trait Settle<K, V, E>: Send + Sync + 'static {
+    /// Whether anything is kept. If not, a flight that nobody joins is never looked at while it lands.
+    const KEEPS: bool = true;
+
     fn settle(&self, key: &K, result: &Result<V, LoadError<E>>);
 
     /// Called after the mutex was given back, for what must not run under it.
@@ -72,163 +76,39 @@ pub(crate) trait Settle<K, V, E>: Send + Sync + 'static {
 
 /// No store: single-flight alone.
 impl<K, V, E> Settle<K, V, E> for () {
+    const KEEPS: bool = false;
+
     fn settle(&self, _: &K, _: &Result<V, LoadError<E>>) {}
-}
-
-/// How a flight ended.
-pub(super) enum Landing<V, E> {
-    Done(Result<V, LoadError<E>>),
-    /// Its load was dropped because nobody waited. Whoever came while that happened starts over.
-    Abandoned,
-}
-
-impl<V: Clone, E> Clone for Landing<V, E> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Done(result) => Self::Done(result.clone()),
-            Self::Abandoned => Self::Abandoned,
-        }
-    }
-}
-
-/// One run of one loader.
-pub(super) struct Flight<K, V, E> {
-    pub(super) key: K,
-    landing: OnceLock<Landing<V, E>>,
-    state: Mutex<State<V, E>>,
-}
-
-// Independent facts, each read on its own.
-#[allow(clippy::struct_excessive_bools)]
-struct State<V, E> {
-    /// Not, or no longer, in the map: nobody joins, and the result is not stored.
-    closed: bool,
-    landed: bool,
-    /// The first poll of the load, in its leader's own poll, is not over: the leader is here, without a slot.
-    boarding: bool,
-    /// Runs with nobody waiting and holds one of the `max_abandoned` places.
-    unattended: bool,
-    /// Nobody wants the load, which is being polled right now: whoever polls it drops it.
-    unwanted: bool,
-    waiters: Waiters,
-    leader: Option<u32>,
-    /// The load between two polls.
-    load: Option<BoxLoad<V, E>>,
-    task: Option<AbortHandle>,
-    parent: Option<Arc<dyn Ancestor>>,
-}
-
-impl<K, V, E> Flight<K, V, E> {
-    fn new(key: K, parent: Option<Arc<dyn Ancestor>>, unattended: bool) -> Arc<Self> {
-        let state = State {
-            closed: false,
-            landed: false,
-            boarding: !unattended,
-            unattended,
-            unwanted: false,
-            waiters: Waiters::new(),
-            leader: None,
-            load: None,
-            task: None,
-            parent,
-        };
-        Arc::new(Self { key, landing: OnceLock::new(), state: Mutex::new(state) })
-    }
-
-    pub(super) fn landing(&self) -> Option<Landing<V, E>>
-    where
-        V: Clone,
-    {
-        self.landing.get().cloned()
-    }
-
-    pub(super) fn landed(&self) -> bool {
-        self.state.lock().landed
-    }
-
-    /// Waits on with another waker, unless the flight has landed meanwhile.
-    pub(super) fn keep_waiting(&self, slot: u32, waker: &Waker) -> bool {
-        let mut state = self.state.lock();
-        if state.landed {
-            return false;
-        }
-        let old = state.waiters.update(slot, waker);
-        drop(state);
-        drop(old);
-        true
-    }
-
-    /// Puts the leader, whose poll ends, among the waiters, and its load where the driver finds it.
-    pub(super) fn hand_over(&self, load: BoxLoad<V, E>, leader: Option<&Waker>) -> u32 {
-        let mut state = self.state.lock();
-        state.load = Some(load);
-        // A leader beyond four billion waiters has no slot to be woken through; its herd would not fit memory.
-        let slot = leader.and_then(|waker| state.waiters.add(waker));
-        state.leader = slot;
-        slot.unwrap_or(u32::MAX)
-    }
-
-    pub(super) fn driven_by(&self, task: AbortHandle) {
-        let mut state = self.state.lock();
-        state.task = Some(task);
-        state.boarding = false;
-    }
-
-    /// The driver's task, for a model to end as a dying runtime would.
-    #[cfg(all(test, stampede_loom))]
-    pub(super) fn take_task(&self) -> Option<AbortHandle> {
-        self.state.lock().task.take()
-    }
-
-    /// A seat for somebody who only wants to know when the flight ends.
-    #[cfg(feature = "cache")]
-    pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
-        let mut state = self.state.lock();
-        if state.landed { None } else { state.waiters.add(waker) }
-    }
-
-    pub(super) fn take_load(&self) -> Option<BoxLoad<V, E>> {
-        self.state.lock().load.take()
-    }
-
-    /// Keeps a pending load until its next poll, or gives it back because nobody wants it any more.
-    pub(super) fn park_load(&self, load: BoxLoad<V, E>) -> Option<BoxLoad<V, E>> {
-        let mut state = self.state.lock();
-        if state.unwanted {
-            return Some(load);
-        }
-        state.load = Some(load);
-        None
-    }
-}
-
-impl<K: Send + Sync, V: Send + Sync, E: Send + Sync> Ancestor for Flight<K, V, E> {
-    fn parent(&self) -> Option<Arc<dyn Ancestor>> {
-        self.state.lock().parent.clone()
-    }
 }
 
 /// What a caller becomes.
 pub(super) enum Boarding<K, V, E> {
-    Leads(Arc<Flight<K, V, E>>),
+    Leads(Hold<K, V, E>),
     Waits(Arc<Flight<K, V, E>>, u32),
     Refused(LoadError<E>),
 }
 
+/// What became of a landing.
+pub(super) enum Ended<K, V, E> {
+    Unclaimed(Landing<V, E>),
+    Published(Arc<Flight<K, V, E>>),
+}
+
 /// All flights over one key space.
 pub(crate) struct Flights<K, V, E, H> {
-    map: Map<K, Arc<Flight<K, V, E>>>,
+    pub(super) table: Table<K, V, E>,
     pub(super) config: FlightConfig,
     pub(super) counters: Counters,
     /// Where results are kept.
     pub(crate) hook: H,
-    in_flight: AtomicUsize,
+    /// Keys in flight, counted only where there is a limit to them: the table knows, too.
+    limited: AtomicUsize,
     unattended: AtomicUsize,
 }
 
 impl<K, V, E, H> fmt::Debug for Flights<K, V, E, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flights").field("in_flight", &self.in_flight).finish_non_exhaustive()
+        f.debug_struct("Flights").field("in_flight", &self.table.len()).finish_non_exhaustive()
     }
 }
 
@@ -241,30 +121,37 @@ where
 {
     pub(crate) fn new(config: FlightConfig, hook: H) -> Arc<Self> {
         Arc::new(Self {
-            map: Map::new(),
+            table: Table::new(),
             config,
             counters: Counters::default(),
             hook,
-            in_flight: AtomicUsize::new(0),
+            limited: AtomicUsize::new(0),
             unattended: AtomicUsize::new(0),
         })
     }
 
     /// Keys in flight.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.table.len()
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn load_timeout(&self) -> Option<std::time::Duration> {
+        self.config.load_timeout
     }
 
     pub(crate) fn stats(&self) -> super::FlightStats {
-        self.counters.snapshot()
+        let mut stats = self.counters.snapshot();
+        stats.loads += self.table.loads();
+        stats
     }
 
     /// Whether the code that runs now is part of the flight under a key, and would wait for itself. The key is asked
     /// for only inside a load.
     #[cfg(feature = "layer")]
     pub(crate) fn is_own(&self, key: impl FnOnce() -> Option<K>) -> bool {
-        lineage::current().is_some()
-            && key().and_then(|key| self.map.get(&key)).is_some_and(|flight| lineage::waits_for_us(&flight))
+        lineage::is_inside()
+            && key().and_then(|key| self.table.find(&key)).is_some_and(|flight| self.waits_for_us(&flight))
     }
 
     /// Callers that wait for `key`.
@@ -273,7 +160,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.map.get(key).map_or(0, |flight| flight.state.lock().waiters.count())
+        self.table.look(key, |flight| flight.state.lock().waiters.count())
     }
 
     /// Closes the key's flight, if there is one: those who wait keep it, later callers start another, and its
@@ -283,9 +170,8 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        while let Some(flight) = self.map.get(key) {
-            let key = self.close(&flight, &mut flight.state.lock());
-            if key.is_some() {
+        while let Some(flight) = self.table.find(key) {
+            if self.close(&flight, &mut flight.state.lock()) {
                 return true;
             }
         }
@@ -295,9 +181,8 @@ where
     /// Closes every flight.
     #[cfg(feature = "cache")]
     pub(crate) fn forget_all(&self) {
-        for flight in self.map.values() {
-            let key = self.close(&flight, &mut flight.state.lock());
-            drop(key);
+        for flight in self.table.all() {
+            self.close(&flight, &mut flight.state.lock());
         }
     }
 
@@ -305,19 +190,13 @@ where
     #[cfg(feature = "cache")]
     pub(crate) fn overrule(&self, key: &K, mut write: impl FnMut()) {
         loop {
-            let found = self.map.get_or_try_insert(key.clone(), || {
-                write();
-                None
-            });
-            let Some(flight) = found else { return };
+            let Some(flight) = self.table.find_or(key, &mut write) else { return };
             let mut state = flight.state.lock();
             if !state.closed {
                 // In this order: while the flight is linked nobody starts another, which would find the store
                 // as it was and land over what is written.
                 write();
-                let key = self.close(&flight, &mut state);
-                drop(state);
-                drop(key);
+                self.close(&flight, &mut state);
                 return;
             }
         }
@@ -330,13 +209,27 @@ where
         K: Borrow<S::Query>,
     {
         loop {
-            let found = match source.as_ref().and_then(|source| self.map.get(source.query())) {
-                Some(flight) => flight,
-                None => match self.start(source, lineage::current(), false) {
-                    Ok(Start::New(flight)) => return Boarding::Leads(flight),
-                    Ok(Start::Found(flight)) => flight,
-                    Err(error) => return Boarding::Refused(error),
+            let boarded = self.look(
+                source,
+                || self.admit(),
+                |key, place| {
+                    if H::KEEPS {
+                        let flight = Flight::joined(key, place);
+                        (Linked::Known(Arc::clone(&flight)), Hold::Flight(flight))
+                    } else {
+                        (Linked::Alone(key, place), Hold::Entry(place))
+                    }
                 },
+            );
+            let found = match boarded {
+                Boarded::Led(hold) => return Boarding::Leads(hold),
+                Boarded::Found(found) => found,
+                Boarded::Refused if source.is_none() => return Boarding::Refused(LoadError::Cancelled),
+                Boarded::Refused => {
+                    self.counters.overloaded.add();
+                    let max = self.config.max_in_flight;
+                    return Boarding::Refused(LoadError::Overloaded(Overloaded::InFlight { max }));
+                }
             };
             match self.join(&found, waker) {
                 Ok(Some(slot)) => return Boarding::Waits(found, slot),
@@ -346,6 +239,31 @@ where
         }
     }
 
+    /// The key's flight, or a new one.
+    fn look<S>(
+        &self,
+        source: &mut Option<S>,
+        admitted: impl FnOnce() -> bool,
+        make: impl FnOnce(K, Place) -> (Linked<K, V, E>, Hold<K, V, E>),
+    ) -> Boarded<K, V, E>
+    where
+        S: KeySource<K>,
+        K: Borrow<S::Query>,
+    {
+        let Some(given) = source.as_ref() else { return Boarded::Refused };
+        let hash = self.table.hash(given.query());
+        let mut key = None;
+        if !S::OWNED {
+            // Keys are cloned here: behind the table's lock no user code runs, and between a place taken and the flight
+            // that holds it nothing panics.
+            if let Some(found) = self.table.find_hashed(hash, given.query()) {
+                return Boarded::Found(found);
+            }
+            key = Some(given.to_key());
+        }
+        self.table.board(hash, source, key, admitted, make)
+    }
+
     /// Joins the key's flight if there is one.
     #[cfg(feature = "layer")]
     pub(super) fn board_existing<Q>(&self, key: &Q, waker: &Waker) -> Option<Boarding<K, V, E>>
@@ -353,7 +271,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        while let Some(flight) = self.map.get(key) {
+        while let Some(flight) = self.table.find(key) {
             match self.join(&flight, waker) {
                 Ok(Some(slot)) => return Some(Boarding::Waits(flight, slot)),
                 Ok(None) => {}
@@ -370,67 +288,56 @@ where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
-        let full = self.unattended.load(Ordering::Relaxed) >= self.config.max_abandoned;
-        if full || self.map.get(source.query()).is_some() {
+        if self.unattended.load(Ordering::Relaxed) >= self.config.max_abandoned {
             return None;
         }
-        match self.start(&mut Some(source), None, true) {
-            Ok(Start::New(flight)) => Some(flight),
+        let boarded = self.look(
+            &mut Some(source),
+            || self.admit_unattended(),
+            |key, place| {
+                let flight = Flight::unattended(key, place);
+                (Linked::Known(Arc::clone(&flight)), Hold::Flight(flight))
+            },
+        );
+        match boarded {
+            Boarded::Led(Hold::Flight(flight)) => Some(flight),
             _ => None,
         }
     }
 
-    fn start<S>(
-        &self,
-        source: &mut Option<S>,
-        parent: Option<Arc<dyn Ancestor>>,
-        unattended: bool,
-    ) -> Result<Start<K, V, E>, LoadError<E>>
-    where
-        S: KeySource<K>,
-    {
-        let Some(given) = source.as_ref() else { return Err(LoadError::Cancelled) };
-        // Keys are cloned here: behind the map's lock no user code runs, and between a place taken and the
-        // flight that holds it nothing panics.
-        let (key, spare) = (given.to_key(), given.spare_key());
-        let mut started = None;
-        let found = self.map.get_or_try_insert(key, || {
-            if !self.take_place(unattended) {
-                return None;
-            }
-            started = source.take().map(|source| {
-                let own = spare.unwrap_or_else(|| source.into_key());
-                Flight::new(own, parent, unattended)
-            });
-            started.clone()
-        });
-        match (found, started) {
-            (Some(flight), _) => Ok(Start::Found(flight)),
-            (None, Some(flight)) => Ok(Start::New(flight)),
-            (None, None) => {
-                if !unattended {
-                    self.counters.overloaded.add();
-                }
-                Err(LoadError::Overloaded(Overloaded::InFlight { max: self.config.max_in_flight }))
-            }
+    /// Counts a flight for nobody that is about to be linked, if the caps allow it.
+    #[cfg(feature = "cache")]
+    fn admit_unattended(&self) -> bool {
+        if !self.enter_unattended() {
+            return false;
+        }
+        let admitted = self.admit();
+        if !admitted {
+            self.leave_unattended();
+        }
+        admitted
+    }
+
+    /// Counts a flight that is about to be linked, if the cap allows it.
+    fn admit(&self) -> bool {
+        let max = self.config.max_in_flight;
+        max == usize::MAX || enter(&self.limited, max)
+    }
+
+    /// Under the table's lock: whoever finds no flight finds its place free.
+    fn unlinked(&self) {
+        if self.config.max_in_flight != usize::MAX {
+            self.limited.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Counts a flight that is about to be linked, if the caps allow it.
-    fn take_place(&self, unattended: bool) -> bool {
-        if unattended && !self.enter_unattended() {
-            return false;
-        }
-        let taken = enter(&self.in_flight, self.config.max_in_flight);
-        if unattended && !taken {
-            self.leave_unattended();
-        }
-        taken
+    fn waits_for_us(&self, flight: &Flight<K, V, E>) -> bool {
+        lineage::waits_for_us(self.table.id(flight.place))
     }
 
     /// A seat on `flight`; `None` if it is over for newcomers, and then the map has forgotten it already.
     fn join(&self, flight: &Arc<Flight<K, V, E>>, waker: &Waker) -> Result<Option<u32>, LoadError<E>> {
-        if lineage::waits_for_us(flight) {
+        if self.waits_for_us(flight) {
             self.counters.reentrant.add();
             return Err(LoadError::Reentrant);
         }
@@ -460,13 +367,7 @@ where
         if state.landed {
             return;
         }
-        // Wakers and parents belong to others: they are dropped after the lock.
-        let waker = state.waiters.remove(slot);
-        let mut parent = None;
-        if waker.is_some() && state.leader == Some(slot) {
-            state.leader = None;
-            parent = state.parent.take();
-        }
+        let (waker, link) = state.remove(slot);
         let wanted = state.waiters.count() > 0 || state.boarding || state.unattended;
         if wanted {
             drop(state);
@@ -480,7 +381,10 @@ where
             state.unwanted = true;
             drop(state);
         }
-        drop((waker, parent));
+        if let Some(link) = link {
+            link.cut();
+        }
+        drop(waker);
     }
 
     /// Drops a load that nobody wants, then lets those who came meanwhile start over: at no time are two loads
@@ -489,9 +393,26 @@ where
         drop_quietly(load);
         self.counters.abandoned.add();
         self.land(flight, Landing::Abandoned);
-        let task = flight.state.lock().task.take();
-        if let Some(task) = task {
-            task.abort();
+        // It finds no load, and ends.
+        let driver = flight.state.lock().driver.take();
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+
+    /// Ends a leader's flight in its first poll. Gives the landing back if nobody waits for it.
+    pub(super) fn end(&self, hold: Hold<K, V, E>, landing: Landing<V, E>) -> Ended<K, V, E> {
+        let flight = match hold {
+            Hold::Flight(flight) => flight,
+            Hold::Entry(place) => match self.table.pick_up(place, || self.unlinked()) {
+                // Nobody to wake, nothing to publish and, if nothing is kept, nothing to store.
+                PickedUp::Alone(_) => return Ended::Unclaimed(landing),
+                PickedUp::Joined(flight) => flight,
+            },
+        };
+        match self.land(&flight, landing) {
+            Some(landing) => Ended::Unclaimed(landing),
+            None => Ended::Published(flight),
         }
     }
 
@@ -510,12 +431,11 @@ where
         if std::mem::take(&mut state.unattended) {
             self.leave_unattended();
         }
-        let mut key = None;
         if !state.closed {
             if let Landing::Done(result) = &landing {
                 self.hook.settle(&flight.key, result);
             }
-            key = self.close(flight, &mut state);
+            self.close(flight, &mut state);
         }
         let unclaimed = if state.waiters.count() > 0 {
             let _ = flight.landing.set(landing);
@@ -524,33 +444,17 @@ where
             Some(landing)
         };
         state.landed = true;
-        let leader = state.leader.take();
-        let herd = state.waiters.take(leader);
-        let parent = state.parent.take();
+        let herd = state.waiters.take();
         drop(state);
         herd.wake();
         self.hook.settled();
-        drop((key, parent));
         unclaimed
     }
 
-    /// Takes the flight out of the map, by identity. The map's key belongs to others: it is returned, to be
-    /// dropped after the flight's lock; `None` if the flight was closed already.
-    ///
-    /// Closed means gone from the map, also if the key's own `Hash` or `Eq` panics: then the flight is as it
-    /// was, and whoever has the duty to land it tries again.
-    #[must_use]
-    fn close(&self, flight: &Arc<Flight<K, V, E>>, state: &mut State<V, E>) -> Option<K> {
-        let key = self.map.remove_if(&flight.key, |linked| {
-            let mine = Arc::ptr_eq(linked, flight);
-            if mine {
-                // Under the map's lock: whoever finds no flight finds its place free.
-                self.in_flight.fetch_sub(1, Ordering::Relaxed);
-            }
-            mine
-        });
+    /// Takes the flight out of the table, by identity; false if it was closed already.
+    fn close(&self, flight: &Flight<K, V, E>, state: &mut State<V, E>) -> bool {
         state.closed = true;
-        key
+        self.table.unlink(flight.place, || self.unlinked())
     }
 
     /// Takes one of the places of loads that run with nobody waiting.
@@ -571,13 +475,8 @@ where
     /// The flights under way.
     #[cfg(feature = "cache")]
     pub(super) fn linked(&self) -> Vec<Arc<Flight<K, V, E>>> {
-        self.map.values()
+        self.table.all()
     }
-}
-
-enum Start<K, V, E> {
-    New(Arc<Flight<K, V, E>>),
-    Found(Arc<Flight<K, V, E>>),
 }
 
 /// Adds one to `count` unless that would lift it over `max`, even for a moment.

@@ -2,125 +2,173 @@
 
 #[cfg(feature = "cache")]
 use std::borrow::Borrow;
-use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::thread;
 
 use pin_project::pin_project;
 use tokio::time::Sleep;
 
 use super::bounds::{Fault, Key, Value};
-use super::core::{Flight, Flights, Landing, Settle, drop_quietly};
-use super::lineage::Scope;
+use super::core::{Ended, Flights, Settle, drop_quietly};
+use super::lineage::{self, Link};
 #[cfg(feature = "cache")]
 use super::plan::KeySource;
 use super::plan::{BoxLoad, Plan};
 use super::run::FirstPoll;
+use super::state::{Flight, HandedOver, Landing};
+use super::table::Hold;
 use crate::error::{LoadError, Panicked, TimedOut};
 use crate::sync::{self, Arc};
 
-/// A [`Lead`] that a task holds.
-type TaskLead<K, V, E, H> = Lead<Arc<Flights<K, V, E, H>>, K, V, E, H>;
-
-/// The duty to land a flight. Dropped before that, by a panic or a dying runtime, it lands it as `Cancelled`.
-pub(super) struct Lead<C, K, V, E, H>
+impl<K, V, E, H> Flights<K, V, E, H>
 where
-    C: Deref<Target = Flights<K, V, E, H>>,
     K: Key,
     V: Value,
     E: Fault,
     H: Settle<K, V, E>,
 {
-    flights: C,
-    flight: Arc<Flight<K, V, E>>,
-    done: bool,
-}
-
-impl<C, K, V, E, H> Lead<C, K, V, E, H>
-where
-    C: Deref<Target = Flights<K, V, E, H>>,
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
-    pub(super) fn new(flights: C, flight: Arc<Flight<K, V, E>>) -> Self {
-        Self { flights, flight, done: false }
-    }
-
-    /// The same duty, held by the driver's task.
-    fn into_task(mut self, flights: Arc<Flights<K, V, E, H>>) -> TaskLead<K, V, E, H> {
-        self.done = true;
-        Lead { flights, flight: Arc::clone(&self.flight), done: false }
-    }
-
-    /// Lands the flight; gives the result back if nobody waits for it.
-    fn land(&mut self, result: Result<V, LoadError<E>>) -> Option<Result<V, LoadError<E>>> {
-        let counters = &self.flights.counters;
-        match &result {
-            Ok(_) | Err(LoadError::Reentrant | LoadError::Overloaded(_)) => {}
+    /// A load is over. Its leader, if that waits, does so for what is here already: whoever that leader is tied to is
+    /// let go first.
+    fn conclude(&self, link: Option<&Arc<Link>>, result: &Result<V, LoadError<E>>) {
+        if let Some(link) = link {
+            link.cut();
+        }
+        let counters = &self.counters;
+        match result {
+            // Another instance counts a failure of its own.
+            Ok(_) | Err(LoadError::Reentrant | LoadError::Overloaded(_) | LoadError::Remote { .. }) => {}
             Err(LoadError::Failed(_)) => counters.failed.add(),
             Err(LoadError::Panicked(_)) => counters.panicked.add(),
             Err(LoadError::TimedOut(_)) => counters.timed_out.add(),
             Err(LoadError::Cancelled) => counters.cancelled.add(),
         }
-        let unclaimed = self.flights.land(&self.flight, Landing::Done(result));
-        self.done = true;
-        match unclaimed {
-            Some(Landing::Done(result)) => Some(result),
+    }
+}
+
+type Polled<V, E> = Poll<Result<V, LoadError<E>>>;
+
+/// What a poll under [`lineage::within`] came to: a panic is a result like any other.
+fn polled<V, E>(came: thread::Result<Polled<V, E>>) -> Polled<V, E> {
+    came.unwrap_or_else(|payload| Poll::Ready(Err(LoadError::Panicked(Panicked::new(payload)))))
+}
+
+/// A leader's duty, in its own poll, to land its flight. Dropped before that, by a panic, it lands it as `Cancelled`.
+pub(super) struct Lead<'a, K, V, E, H>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+    H: Settle<K, V, E>,
+{
+    flights: &'a Arc<Flights<K, V, E, H>>,
+    /// Until it is done.
+    hold: Option<Hold<K, V, E>>,
+    link: Option<Arc<Link>>,
+}
+
+impl<'a, K, V, E, H> Lead<'a, K, V, E, H>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+    H: Settle<K, V, E>,
+{
+    pub(super) fn new(flights: &'a Arc<Flights<K, V, E, H>>, hold: Hold<K, V, E>) -> Self {
+        Self { flights, hold: Some(hold), link: None }
+    }
+
+    /// What the plan has without loading. An entry has been counted as a load already.
+    fn recheck(&self, plan: &mut impl Plan<K, V, E>) -> Option<V> {
+        match &self.hold {
+            Some(Hold::Flight(flight)) => plan.recheck(&flight.key),
             _ => None,
         }
     }
 
+    /// Makes the load and, if it is to, polls it once. The load is given back unless it was never made.
+    fn load(
+        &mut self,
+        plan: impl Plan<K, V, E>,
+        context: Option<&mut Context<'_>>,
+    ) -> (Option<BoxLoad<V, E>>, Polled<V, E>) {
+        let Some(hold) = &self.hold else { return (None, Poll::Pending) };
+        let place = match hold {
+            Hold::Entry(place) => *place,
+            Hold::Flight(flight) => {
+                self.flights.counters.loads.add();
+                flight.place
+            }
+        };
+        let id = self.flights.table.id(place);
+        let mut load = None;
+        let (came, link) = lineage::within_first(id, || {
+            let load = load.insert(plan.load());
+            context.map_or(Poll::Pending, |context| load.as_mut().poll(context))
+        });
+        self.link = link;
+        (load, polled(came))
+    }
+
     /// Lands the flight and keeps a copy of the result for the leader.
-    fn land_and_keep(mut self, result: Result<V, LoadError<E>>) -> Result<V, LoadError<E>> {
-        if let Some(result) = self.land(result) {
-            return result;
-        }
-        match self.flight.landing() {
-            Some(Landing::Done(result)) => result,
-            _ => Err(LoadError::Cancelled),
+    fn land(mut self, result: Result<V, LoadError<E>>) -> Result<V, LoadError<E>> {
+        self.conclude(result).unwrap_or(Err(LoadError::Cancelled))
+    }
+
+    fn conclude(&mut self, result: Result<V, LoadError<E>>) -> Option<Result<V, LoadError<E>>> {
+        let hold = self.hold.take()?;
+        self.flights.conclude(self.link.as_ref(), &result);
+        let landing = match self.flights.end(hold, Landing::Done(result)) {
+            Ended::Unclaimed(landing) => Some(landing),
+            Ended::Published(flight) => flight.landing(),
+        };
+        match landing? {
+            Landing::Done(result) => Some(result),
+            Landing::Abandoned => None,
         }
     }
 
-    /// One poll of the load, as part of this flight. A panic is a result like any other.
-    fn poll_load(&self, load: &mut BoxLoad<V, E>, cx: &mut Context<'_>) -> Poll<Result<V, LoadError<E>>> {
-        let scope = Scope::enter(self.flight.clone());
-        let polled = catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(cx)));
-        drop(scope);
-        match polled {
-            Ok(polled) => polled,
-            Err(payload) => Poll::Ready(Err(LoadError::Panicked(Panicked::new(payload)))),
+    /// Lets a task drive the load from here on.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    #[track_caller]
+    fn hand_over(
+        mut self,
+        load: BoxLoad<V, E>,
+        context: Option<&mut Context<'_>>,
+    ) -> Option<Arc<Flight<K, V, E>>> {
+        let leader = context.map(|context| context.waker().clone());
+        let link = self.link.take();
+        let mut over = Some(HandedOver { load, leader, link: link.clone() });
+        let flight = match self.hold.take()? {
+            Hold::Flight(flight) => flight,
+            Hold::Entry(place) => self.flights.table.go_on(place, &mut over),
+        };
+        let lead =
+            TaskLead { flights: Arc::clone(self.flights), flight: Arc::clone(&flight), link, done: false };
+        if let Some(over) = over {
+            flight.hand_over(over);
         }
-    }
-
-    /// Makes the load, as part of this flight.
-    fn make_load(&self, plan: impl Plan<K, V, E>) -> Result<BoxLoad<V, E>, LoadError<E>> {
-        self.flights.counters.loads.add();
-        let scope = Scope::enter(self.flight.clone());
-        let made = catch_unwind(AssertUnwindSafe(|| plan.load()));
-        drop(scope);
-        made.map_err(|payload| LoadError::Panicked(Panicked::new(payload)))
+        let timeout = self.flights.config.load_timeout.map(tokio::time::sleep);
+        #[allow(clippy::let_unit_value)]
+        let _task = sync::spawn(Driver { lead, timeout });
+        #[cfg(all(test, stampede_loom))]
+        flight.driven_by(_task);
+        Some(flight)
     }
 }
 
-impl<C, K, V, E, H> Drop for Lead<C, K, V, E, H>
+impl<K, V, E, H> Drop for Lead<'_, K, V, E, H>
 where
-    C: Deref<Target = Flights<K, V, E, H>>,
     K: Key,
     V: Value,
     E: Fault,
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
-        if self.done || self.flight.landed() {
-            return;
-        }
-        if let Some(load) = self.flight.take_load() {
-            drop_quietly(load);
-        }
-        self.land(Err(LoadError::Cancelled));
+        drop(self.conclude(Err(LoadError::Cancelled)));
     }
 }
 
@@ -128,8 +176,8 @@ where
 pub(super) enum Departed<K, V, E, P> {
     /// With the plan, if it was not needed.
     Landed(Result<V, LoadError<E>>, Option<P>),
-    /// The load goes on in its task; the leader waits in this slot.
-    Away(Arc<Flight<K, V, E>>, u32),
+    /// The load goes on in its task, and the leader waits.
+    Away(Arc<Flight<K, V, E>>),
 }
 
 /// The leader's part: look once more, then load.
@@ -139,8 +187,7 @@ pub(super) enum Departed<K, V, E, P> {
 /// Outside a Tokio runtime, if the load is not ready at its first poll.
 #[track_caller]
 pub(super) fn depart<K, V, E, H, P>(
-    flights: &Arc<Flights<K, V, E, H>>,
-    lead: Lead<&Flights<K, V, E, H>, K, V, E, H>,
+    mut lead: Lead<'_, K, V, E, H>,
     mut plan: P,
     first_poll: FirstPoll,
     cx: &mut Context<'_>,
@@ -152,23 +199,24 @@ where
     H: Settle<K, V, E>,
     P: Plan<K, V, E>,
 {
-    if let Some(value) = plan.recheck(&lead.flight.key) {
-        return Departed::Landed(lead.land_and_keep(Ok(value)), Some(plan));
+    if let Some(value) = lead.recheck(&mut plan) {
+        return Departed::Landed(lead.land(Ok(value)), Some(plan));
     }
-    let mut load = match lead.make_load(plan) {
-        Ok(load) => load,
-        Err(error) => return Departed::Landed(lead.land_and_keep(Err(error)), None),
-    };
-    if first_poll == FirstPoll::Inline
-        && let Poll::Ready(result) = lead.poll_load(&mut load, cx)
-    {
-        drop_quietly(load);
-        return Departed::Landed(lead.land_and_keep(result), None);
+    let inline = first_poll == FirstPoll::Inline;
+    let (load, polled) = lead.load(plan, inline.then_some(&mut *cx));
+    match (load, polled) {
+        (Some(load), Poll::Pending) => match lead.hand_over(load, Some(cx)) {
+            Some(flight) => Departed::Away(flight),
+            None => Departed::Landed(Err(LoadError::Cancelled), None),
+        },
+        (load, Poll::Ready(result)) => {
+            if let Some(load) = load {
+                drop_quietly(load);
+            }
+            Departed::Landed(lead.land(result), None)
+        }
+        (None, Poll::Pending) => Departed::Landed(lead.land(Err(LoadError::Cancelled)), None),
     }
-    let flight = Arc::clone(&lead.flight);
-    let slot = flight.hand_over(load, Some(cx.waker()));
-    drive(flights, lead);
-    Departed::Away(flight, slot)
 }
 
 #[cfg(feature = "cache")]
@@ -191,34 +239,72 @@ where
             return false;
         }
         let Some(flight) = self.start_unattended(source) else { return false };
-        let mut lead = Lead::new(&**self, flight);
-        if let Some(value) = plan.recheck(&lead.flight.key) {
-            lead.land(Ok(value));
+        let mut lead = Lead::new(self, Hold::Flight(flight));
+        if let Some(value) = lead.recheck(&mut plan) {
+            drop(lead.land(Ok(value)));
             return false;
         }
-        match lead.make_load(plan) {
-            Ok(load) => {
-                lead.flight.hand_over(load, None);
-                drive(self, lead);
-            }
-            Err(error) => drop(lead.land(Err(error))),
+        match lead.load(plan, None) {
+            (Some(load), Poll::Pending) => drop(lead.hand_over(load, None)),
+            (_, Poll::Ready(result)) => drop(lead.land(result)),
+            (None, Poll::Pending) => {}
         }
         true
     }
 }
 
-#[track_caller]
-fn drive<K, V, E, H>(flights: &Arc<Flights<K, V, E, H>>, lead: Lead<&Flights<K, V, E, H>, K, V, E, H>)
+/// The duty to land a flight, held by its driver. Dropped before that, by a dying runtime, it lands it as `Cancelled`.
+struct TaskLead<K, V, E, H>
 where
     K: Key,
     V: Value,
     E: Fault,
     H: Settle<K, V, E>,
 {
-    let flight = Arc::clone(&lead.flight);
-    let lead = lead.into_task(Arc::clone(flights));
-    let timeout = flights.config.load_timeout.map(tokio::time::sleep);
-    flight.driven_by(sync::spawn(Driver { lead, timeout }));
+    flights: Arc<Flights<K, V, E, H>>,
+    flight: Arc<Flight<K, V, E>>,
+    link: Option<Arc<Link>>,
+    done: bool,
+}
+
+impl<K, V, E, H> TaskLead<K, V, E, H>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+    H: Settle<K, V, E>,
+{
+    /// One poll of the load, as part of this flight.
+    fn poll_load(&mut self, load: &mut BoxLoad<V, E>, cx: &mut Context<'_>) -> Polled<V, E> {
+        let id = self.flights.table.id(self.flight.place);
+        let (came, link) = lineage::within(id, self.link.take(), || load.as_mut().poll(cx));
+        self.link = link;
+        polled(came)
+    }
+
+    fn land(&mut self, result: Result<V, LoadError<E>>) {
+        self.flights.conclude(self.link.as_ref(), &result);
+        drop(self.flights.land(&self.flight, Landing::Done(result)));
+        self.done = true;
+    }
+}
+
+impl<K, V, E, H> Drop for TaskLead<K, V, E, H>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+    H: Settle<K, V, E>,
+{
+    fn drop(&mut self) {
+        if self.done || self.flight.landed() {
+            return;
+        }
+        if let Some(load) = self.flight.take_load() {
+            drop_quietly(load);
+        }
+        self.land(Err(LoadError::Cancelled));
+    }
 }
 
 /// The task that polls a load until it lands.
@@ -248,8 +334,8 @@ where
         let this = self.project();
         let lead = this.lead;
         let Some(mut load) = lead.flight.take_load() else {
-            // Whoever took the load to drop it lands the flight and ends this task.
-            return if lead.flight.landed() { Poll::Ready(()) } else { Poll::Pending };
+            // Whoever took the load to drop it lands the flight.
+            return if lead.flight.landed_or_tells(cx.waker()) { Poll::Ready(()) } else { Poll::Pending };
         };
         if let Poll::Ready(result) = lead.poll_load(&mut load, cx) {
             drop_quietly(load);
@@ -264,7 +350,7 @@ where
             lead.land(Err(LoadError::TimedOut(TimedOut { after })));
             return Poll::Ready(());
         }
-        match lead.flight.park_load(load) {
+        match lead.flight.park_load(load, cx.waker()) {
             None => Poll::Pending,
             Some(unwanted) => {
                 lead.flights.abandon(&lead.flight, unwanted);

@@ -4,51 +4,114 @@
 //! While a loader is polled, its flight is the thread's current one; a flight led from there has it as parent
 //! for as long as its leader waits. A caller whose key is in flight under one of its own ancestors would wait
 //! for itself.
+//!
+//! Flights are known by their numbers here, which are never used twice. A flight that neither leads to another nor
+//! was led to from one, which is nearly every flight, has no [`Link`] and costs no allocation.
 
-use std::cell::RefCell;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::Result;
 
-use crate::sync::{Arc, thread_local};
+use crate::sync::{Arc, Mutex, thread_local};
+
+/// One flight among all of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FlightId {
+    /// The number of its group.
+    pub(super) group: u64,
+    /// Its number within the group.
+    pub(super) number: u64,
+}
 
 /// A flight, seen by the loads it started.
-pub(super) trait Ancestor: Send + Sync {
+pub(super) struct Link {
+    id: FlightId,
     /// The flight whose loader waits for this one.
-    fn parent(&self) -> Option<Arc<dyn Ancestor>>;
+    parent: Mutex<Option<Arc<Link>>>,
+}
+
+impl Link {
+    fn new(id: FlightId, parent: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self { id, parent: Mutex::new(parent) })
+    }
+
+    /// The leader waits no longer: what runs on is for others.
+    pub(super) fn cut(&self) {
+        let parent = self.parent.lock().take();
+        drop(parent);
+    }
+}
+
+struct Current {
+    id: FlightId,
+    link: Option<Arc<Link>>,
 }
 
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<dyn Ancestor>>> = const { RefCell::new(None) };
+    static CURRENT: Cell<Option<Current>> = const { Cell::new(None) };
 }
 
-/// Makes a flight the current one until dropped.
-pub(super) struct Scope(Option<Arc<dyn Ancestor>>);
+/// Makes `current` the thread's current flight, and gives back the one before it.
+fn replace(current: Option<Current>) -> Option<Current> {
+    // A thread that is being torn down has no current flight.
+    CURRENT.try_with(|place| place.replace(current)).ok().flatten()
+}
 
-impl Scope {
-    pub(super) fn enter(flight: Arc<dyn Ancestor>) -> Self {
-        Self(CURRENT.with(|current| current.replace(Some(flight))))
+/// What `look` says of the current flight.
+fn look<T>(look: impl FnOnce(&Current) -> T) -> Option<T> {
+    let seen = |place: &Cell<Option<Current>>| {
+        let current = place.take();
+        let seen = current.as_ref().map(look);
+        place.set(current);
+        seen
+    };
+    CURRENT.try_with(seen).ok().flatten()
+}
+
+/// Runs code of the flight's loader, with the flight as the current one. Gives its link back, which it may have
+/// got meanwhile.
+pub(super) fn within<T>(
+    id: FlightId,
+    link: Option<Arc<Link>>,
+    run: impl FnOnce() -> T,
+) -> (Result<T>, Option<Arc<Link>>) {
+    let outer = replace(Some(Current { id, link }));
+    let came = catch_unwind(AssertUnwindSafe(run));
+    (came, replace(outer).and_then(|current| current.link))
+}
+
+/// [`within`] for the first time: the flight that is current now, if one is, becomes the parent.
+pub(super) fn within_first<T>(id: FlightId, run: impl FnOnce() -> T) -> (Result<T>, Option<Arc<Link>>) {
+    let mut outer = replace(Some(Current { id, link: None }));
+    if let Some(parent) = &mut outer {
+        let link = parent.link.get_or_insert_with(|| Link::new(parent.id, None));
+        replace(Some(Current { id, link: Some(Link::new(id, Some(Arc::clone(link)))) }));
     }
+    let came = catch_unwind(AssertUnwindSafe(run));
+    (came, replace(outer).and_then(|current| current.link))
 }
 
-impl Drop for Scope {
-    fn drop(&mut self) {
-        let outer = self.0.take();
-        // A thread that is being torn down has no current flight to restore.
-        let _ = CURRENT.try_with(|current| std::mem::replace(&mut *current.borrow_mut(), outer));
-    }
+/// True if the code that runs now is part of a load.
+#[cfg(feature = "layer")]
+pub(super) fn is_inside() -> bool {
+    look(|_| ()).is_some()
 }
 
-/// The flight whose loader is being polled on this thread.
-pub(super) fn current() -> Option<Arc<dyn Ancestor>> {
-    CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
-}
-
-/// True if `flight` is waiting, directly or through others, for the code that runs now.
-pub(super) fn waits_for_us<T>(flight: &Arc<T>) -> bool {
-    let mut next = current();
-    while let Some(ancestor) = next {
-        if std::ptr::addr_eq(Arc::as_ptr(&ancestor), Arc::as_ptr(flight)) {
+/// True if the flight is waiting, directly or through others, for the code that runs now.
+pub(super) fn waits_for_us(id: FlightId) -> bool {
+    let waits = |current: &Current| {
+        if current.id == id {
             return true;
         }
-        next = ancestor.parent();
-    }
-    false
+        let mut next = current.link.as_ref().and_then(|link| link.parent.lock().clone());
+        while let Some(ancestor) = next {
+            if ancestor.id == id {
+                return true;
+            }
+            let parent = ancestor.parent.lock().clone();
+            next = parent;
+        }
+        false
+    };
+    look(waits).unwrap_or(false)
 }

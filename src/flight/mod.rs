@@ -10,7 +10,9 @@ mod models;
 mod plan;
 mod run;
 mod single;
+mod state;
 mod stats;
+mod table;
 mod waiters;
 
 pub use builder::SingleFlightBuilder;

@@ -12,9 +12,12 @@ use std::task::{Context, Poll, Waker};
 use loom::future::block_on;
 use loom::thread;
 
-use super::core::{Boarding, FlightConfig, Flights, Landing, OnAbandon, Settle};
+use super::core::{Boarding, FlightConfig, Flights, OnAbandon, Settle};
 use super::plan::{BoxLoad, Owned, Plan};
 use super::run::{FirstPoll, Run};
+use super::state::{HandedOver, Landing};
+use super::table::Hold;
+use super::waiters::LEADER;
 use crate::error::LoadError;
 use crate::sync::{self, Arc, Mutex};
 
@@ -279,16 +282,16 @@ fn forgetting_a_flight_that_is_over_takes_no_other_away() {
         let cache = Cache::new(FlightConfig::default());
         let flights = &cache.0.flights;
         let board = || flights.board(&mut Some(Owned(KEY)), Waker::noop());
-        let Boarding::Leads(first) = board() else { panic!("nothing is in flight") };
+        let Boarding::Leads(Hold::Flight(first)) = board() else { panic!("nothing is in flight") };
         let there = cache.clone();
         // It may find the first flight, and not look again before that one is over.
         let forgets = thread::spawn(move || there.0.flights.forget(&KEY));
         flights.land(&first, Landing::Done(Ok(1)));
-        let Boarding::Leads(second) = board() else { panic!("the first one is over") };
+        let Boarding::Leads(Hold::Flight(second)) = board() else { panic!("the first one is over") };
         let third = board();
         forgets.join().unwrap();
         flights.land(&second, Landing::Done(Ok(2)));
-        if let Boarding::Leads(third) = third {
+        if let Boarding::Leads(Hold::Flight(third)) = third {
             assert_eq!(cache.get(), Some(1), "the second was forgotten");
             assert!(matches!(board(), Boarding::Waits(..)), "the end of the second took the third away");
             flights.land(&third, Landing::Done(Ok(3)));
@@ -303,24 +306,25 @@ fn a_load_that_somebody_wants_again_is_kept() {
         let cache = Cache::new(FlightConfig { on_abandon: OnAbandon::Cancel, ..FlightConfig::default() });
         let flights = &cache.0.flights;
         let board = || flights.board(&mut Some(Owned(KEY)), Waker::noop());
-        let Boarding::Leads(flight) = board() else { panic!("nothing is in flight") };
+        let Boarding::Leads(Hold::Flight(flight)) = board() else { panic!("nothing is in flight") };
         let load = Loads { cache: cache.clone(), yields: false }.load();
-        let seat = flight.hand_over(load, Some(Waker::noop()));
+        flight.hand_over(HandedOver { load, leader: Some(Waker::noop().clone()), link: None });
         flight.driven_by(sync::spawn(async {}));
         let wanted_again = Arc::new(sync::AtomicBool::new(false));
         let (there, driven, wanted) = (cache.clone(), Arc::clone(&flight), Arc::clone(&wanted_again));
         let drives = thread::spawn(move || {
             let Some(load) = driven.take_load() else { return };
             let wanted = wanted.load(SeqCst);
-            if let Some(unwanted) = driven.park_load(load) {
+            if let Some(unwanted) = driven.park_load(load, Waker::noop()) {
                 assert!(!wanted, "somebody waits for it");
                 there.0.flights.abandon(&driven, unwanted);
             }
         });
-        flights.leave(&flight, seat);
+        flights.leave(&flight, LEADER);
         match board() {
             Boarding::Waits(..) => wanted_again.store(true, SeqCst),
-            Boarding::Leads(next) => drop(flights.land(&next, Landing::Abandoned)),
+            Boarding::Leads(Hold::Flight(next)) => drop(flights.land(&next, Landing::Abandoned)),
+            Boarding::Leads(Hold::Entry(_)) => panic!("something is kept"),
             Boarding::Refused(error) => panic!("{error}"),
         }
         drives.join().unwrap();

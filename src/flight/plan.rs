@@ -13,10 +13,11 @@ use crate::sync::Arc;
 pub(crate) trait KeySource<K> {
     /// What the maps are searched with.
     type Query: std::hash::Hash + Eq + ?Sized;
+    /// Whether [`into_key`](Self::into_key) only moves, so that it may be called under a lock.
+    const OWNED: bool;
     fn query(&self) -> &Self::Query;
+    /// Its clone; called of a key that is not owned, outside any lock.
     fn to_key(&self) -> K;
-    /// One more key if `into_key` would have to clone, so that it can be made before a lock is taken.
-    fn spare_key(&self) -> Option<K>;
     fn into_key(self) -> K;
 }
 
@@ -25,6 +26,7 @@ pub(crate) struct Owned<K>(pub(crate) K);
 
 impl<K: std::hash::Hash + Eq + Clone> KeySource<K> for Owned<K> {
     type Query = K;
+    const OWNED: bool = true;
 
     fn query(&self) -> &K {
         &self.0
@@ -32,10 +34,6 @@ impl<K: std::hash::Hash + Eq + Clone> KeySource<K> for Owned<K> {
 
     fn to_key(&self) -> K {
         self.0.clone()
-    }
-
-    fn spare_key(&self) -> Option<K> {
-        None
     }
 
     fn into_key(self) -> K {
@@ -52,6 +50,7 @@ where
     Q: ToOwned<Owned = K> + std::hash::Hash + Eq + ?Sized,
 {
     type Query = Q;
+    const OWNED: bool = false;
 
     fn query(&self) -> &Q {
         self.0
@@ -59,10 +58,6 @@ where
 
     fn to_key(&self) -> K {
         self.0.to_owned()
-    }
-
-    fn spare_key(&self) -> Option<K> {
-        Some(self.0.to_owned())
     }
 
     fn into_key(self) -> K {

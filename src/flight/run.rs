@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::bounds::{Fault, Key, Value};
-use super::core::{Boarding, Flight, Flights, Landing, Settle};
+use super::core::{Boarding, Flights, Settle};
 use super::driver::{Departed, Lead, depart};
 use super::plan::{KeySource, Plan};
+use super::state::{Flight, Landing};
+use super::waiters::LEADER;
 use crate::error::LoadError;
 use crate::sync::Arc;
 
@@ -46,13 +48,6 @@ pub(crate) struct Landed<V, E, S, P> {
     pub(crate) spared: Option<P>,
 }
 
-/// A place among the waiters of a flight.
-struct Seat<K, V, E> {
-    flight: Arc<Flight<K, V, E>>,
-    slot: u32,
-    role: Role,
-}
-
 /// The future of one caller. Nothing happens before its first poll; dropped at any time, it leaves the flight
 /// to the others.
 pub(crate) struct Run<'a, K, V, E, H, S, P>
@@ -65,7 +60,11 @@ where
     flights: &'a Arc<Flights<K, V, E, H>>,
     source: Option<S>,
     plan: Option<P>,
-    seat: Option<Seat<K, V, E>>,
+    /// Where it waits. Slot and role belong to it; side by side they share the padding that a type of their own
+    /// would have.
+    seat: Option<Arc<Flight<K, V, E>>>,
+    slot: u32,
+    role: Role,
     first_poll: FirstPoll,
 }
 
@@ -87,22 +86,43 @@ where
     H: Settle<K, V, E>,
 {
     pub(crate) fn new(flights: &'a Arc<Flights<K, V, E, H>>, source: S, plan: P, first: FirstPoll) -> Self {
-        Self { flights, source: Some(source), plan: Some(plan), seat: None, first_poll: first }
+        let (source, plan) = (Some(source), Some(plan));
+        Self { flights, source, plan, seat: None, slot: 0, role: Role::Follower, first_poll: first }
     }
 
     /// What the caller is, once it has been polled.
     #[cfg(feature = "layer")]
     pub(crate) fn role(&self) -> Option<Role> {
-        self.seat.as_ref().map(|seat| seat.role)
+        self.seat.as_ref().map(|_| self.role)
     }
 
-    /// Leaves the flight to the others, and gives back the plan of a caller that did not lead.
-    #[cfg(feature = "layer")]
-    pub(crate) fn leave(mut self) -> Option<P> {
-        self.plan.take()
+    #[cfg(feature = "cache")]
+    pub(crate) fn flights(&self) -> &'a Arc<Flights<K, V, E, H>> {
+        self.flights
     }
 
-    fn unused(&mut self) -> Option<(S, P)> {
+    /// True from the first poll to the landing.
+    #[cfg(feature = "cache")]
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.seat.is_some()
+    }
+
+    #[cfg(feature = "cache")]
+    pub(crate) fn source(&self) -> Option<&S> {
+        self.source.as_ref()
+    }
+
+    #[cfg(feature = "cache")]
+    pub(crate) fn plan_mut(&mut self) -> Option<&mut P> {
+        self.plan.as_mut()
+    }
+
+    fn wait(&mut self, flight: Arc<Flight<K, V, E>>, slot: u32, role: Role) {
+        (self.seat, self.slot, self.role) = (Some(flight), slot, role);
+    }
+
+    /// What the caller brought, if it is still there.
+    pub(crate) fn unused(&mut self) -> Option<(S, P)> {
         self.source.take().zip(self.plan.take())
     }
 
@@ -126,14 +146,14 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         loop {
-            if let Some(seat) = &this.seat {
-                let Some(landing) = seat.flight.landing() else {
-                    if seat.flight.keep_waiting(seat.slot, cx.waker()) {
+            if let Some(flight) = &this.seat {
+                let Some(landing) = flight.landing() else {
+                    if flight.keep_waiting(this.slot, cx.waker()) {
                         return Poll::Pending;
                     }
                     continue;
                 };
-                let role = seat.role;
+                let role = this.role;
                 this.seat = None;
                 match (landing, this.plan.is_some()) {
                     (Landing::Done(result), _) => {
@@ -149,7 +169,7 @@ where
                 let existing = existing.and_then(|key| this.flights.board_existing(key.query(), cx.waker()));
                 return match existing {
                     Some(Boarding::Waits(flight, slot)) => {
-                        this.seat = Some(Seat { flight, slot, role: Role::Follower });
+                        this.wait(flight, slot, Role::Follower);
                         Poll::Pending
                     }
                     Some(Boarding::Refused(error)) => this.refused(error),
@@ -159,18 +179,18 @@ where
             match this.flights.board(&mut this.source, cx.waker()) {
                 Boarding::Refused(error) => return this.refused(error),
                 Boarding::Waits(flight, slot) => {
-                    this.seat = Some(Seat { flight, slot, role: Role::Follower });
+                    this.wait(flight, slot, Role::Follower);
                     return Poll::Pending;
                 }
-                Boarding::Leads(flight) => {
-                    let lead = Lead::new(&**this.flights, flight);
+                Boarding::Leads(hold) => {
+                    let lead = Lead::new(this.flights, hold);
                     let Some(plan) = this.plan.take() else { return this.refused(LoadError::Cancelled) };
-                    return match depart(this.flights, lead, plan, this.first_poll, cx) {
+                    return match depart(lead, plan, this.first_poll, cx) {
                         Departed::Landed(result, spared) => {
                             Poll::Ready(Landed { result, role: Role::Leader, unused: None, spared })
                         }
-                        Departed::Away(flight, slot) => {
-                            this.seat = Some(Seat { flight, slot, role: Role::Leader });
+                        Departed::Away(flight) => {
+                            this.wait(flight, LEADER, Role::Leader);
                             Poll::Pending
                         }
                     };
@@ -188,8 +208,8 @@ where
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
-        if let Some(seat) = self.seat.take() {
-            self.flights.leave(&seat.flight, seat.slot);
+        if let Some(flight) = self.seat.take() {
+            self.flights.leave(&flight, self.slot);
         }
     }
 }

@@ -1,19 +1,22 @@
-//! The callers that wait for one flight: a slab of wakers.
+//! The callers that wait for one flight: its leader, and a slab of wakers.
 //!
 //! Sixteen bytes a waiter, no allocation but the slab's own growth, and a waiter leaves in constant time: its
 //! slot goes on a free list threaded through the empty slots, so callers that come and go for as long as a load
-//! runs take no more room than those who wait at the same time.
+//! runs take no more room than those who wait at the same time. A leader that waits alone takes no slab.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use crate::sync;
 
 /// Where the free list ends.
 const END: u32 = u32::MAX;
-/// A herd up to this size is woken in place.
-const IN_PLACE: usize = if cfg!(stampede_shuttle) { 2 } else { 64 };
-/// Of a larger herd, this many are woken in place, and then this many in each turn of the waking task.
+/// The leader's slot, which is none of the slab's.
+pub(super) const LEADER: u32 = u32::MAX;
+/// Up to this many followers are woken in place.
+const IN_PLACE: usize = if cfg!(stampede_shuttle) { 2 } else { 32 };
+/// More are woken from a task, this many in each of its turns.
 const BATCH: usize = if cfg!(stampede_shuttle) { 1 } else { 32 };
 
 #[derive(Debug)]
@@ -26,16 +29,33 @@ enum Slot {
 pub(super) struct Waiters {
     slots: Vec<Slot>,
     free: u32,
+    /// Followers.
     count: u32,
+    leader: Option<Waker>,
 }
 
 impl Waiters {
     pub(super) const fn new() -> Self {
-        Self { slots: Vec::new(), free: END, count: 0 }
+        Self { slots: Vec::new(), free: END, count: 0, leader: None }
     }
 
     pub(super) fn count(&self) -> usize {
-        self.count as usize
+        self.count as usize + usize::from(self.leader.is_some())
+    }
+
+    /// Takes the [`LEADER`]'s slot.
+    pub(super) fn lead(&mut self, waker: Option<Waker>) {
+        self.leader = waker;
+    }
+
+    fn place(&mut self, slot: u32) -> Option<&mut Waker> {
+        if slot == LEADER {
+            return self.leader.as_mut();
+        }
+        match self.slots.get_mut(slot as usize) {
+            Some(Slot::Waiting(waker)) => Some(waker),
+            _ => None,
+        }
     }
 
     /// Takes a slot for `waker`, or `None` when four billion callers wait already.
@@ -59,16 +79,15 @@ impl Waiters {
 
     /// Replaces the slot's waker. The old one is returned, to be dropped outside the flight's lock.
     pub(super) fn update(&mut self, slot: u32, waker: &Waker) -> Option<Waker> {
-        match self.slots.get_mut(slot as usize) {
-            Some(Slot::Waiting(mine)) if !mine.will_wake(waker) => {
-                Some(std::mem::replace(mine, waker.clone()))
-            }
-            _ => None,
-        }
+        let mine = self.place(slot)?;
+        if mine.will_wake(waker) { None } else { Some(std::mem::replace(mine, waker.clone())) }
     }
 
     /// Gives the slot back. The waker is returned, to be dropped outside the flight's lock.
     pub(super) fn remove(&mut self, slot: u32) -> Option<Waker> {
+        if slot == LEADER {
+            return self.leader.take();
+        }
         let place = self.slots.get_mut(slot as usize)?;
         if matches!(place, Slot::Free(_)) {
             return None;
@@ -79,50 +98,50 @@ impl Waiters {
         Some(waker)
     }
 
-    /// Everyone who waits, `first` before the others; this slab is empty afterwards.
-    pub(super) fn take(&mut self, first: Option<u32>) -> Herd {
-        let mut slots = std::mem::take(&mut self.slots);
-        if let Some(first) = first {
-            slots.swap(0, first as usize);
-        }
-        *self = Self::new();
-        Herd(slots.into_iter())
+    /// Everyone who waits; nobody does afterwards.
+    pub(super) fn take(&mut self) -> Herd {
+        let all = std::mem::replace(self, Self::new());
+        Herd { leader: all.leader, followers: all.slots.into_iter() }
     }
 }
 
-/// Callers to wake. Dropped half-way, it wakes the rest.
-pub(super) struct Herd(std::vec::IntoIter<Slot>);
+/// Callers to wake, the leader before the others. Dropped half-way, it wakes the rest.
+pub(super) struct Herd {
+    leader: Option<Waker>,
+    followers: std::vec::IntoIter<Slot>,
+}
 
 impl Herd {
     /// Wakes everyone, without keeping the calling thread for long: a large herd is woken from a task.
     pub(super) fn wake(mut self) {
-        if self.0.len() <= IN_PLACE {
-            return;
-        }
-        self.wake_batch();
-        if sync::can_spawn() {
+        if self.followers.len() > IN_PLACE && sync::can_spawn() {
+            // The leader's task is the last that this thread schedules, and so the first that runs: on this thread, which
+            // does nothing else before. Also if `spawn` fails and the others are woken here and now.
+            let leader = self.leader.take();
+            let first = Self { leader, followers: Vec::new().into_iter() };
             sync::spawn(self);
+            drop(first);
         }
-    }
-
-    fn wake_batch(&mut self) {
-        self.0.by_ref().take(BATCH).for_each(wake_quietly);
     }
 }
 
 /// Wakes who waits. A panic of the waker ends there: it is neither the waking caller's nor those' who come after.
-fn wake_quietly(slot: Slot) {
+fn wake_quietly(waker: Waker) {
+    let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+}
+
+fn wake_slot(slot: Slot) {
     if let Slot::Waiting(waker) = slot {
-        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        wake_quietly(waker);
     }
 }
 
 impl Future for Herd {
     type Output = ();
 
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.wake_batch();
-        if self.0.len() == 0 {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.followers.by_ref().take(BATCH).for_each(wake_slot);
+        if self.followers.len() == 0 {
             return Poll::Ready(());
         }
         cx.waker().wake_by_ref();
@@ -132,7 +151,10 @@ impl Future for Herd {
 
 impl Drop for Herd {
     fn drop(&mut self) {
-        self.0.by_ref().for_each(wake_quietly);
+        if let Some(leader) = self.leader.take() {
+            wake_quietly(leader);
+        }
+        self.followers.by_ref().for_each(wake_slot);
     }
 }
 
@@ -182,7 +204,7 @@ mod tests {
             for _ in 0..size {
                 waiters.add(&Waker::from(Arc::clone(&count)));
             }
-            waiters.take(None).wake();
+            waiters.take().wake();
             assert_eq!(count.0.load(Ordering::Relaxed), size, "outside a runtime");
             assert_eq!(waiters.count(), 0);
         }
@@ -192,13 +214,13 @@ mod tests {
     async fn a_large_herd_is_woken_from_a_task_and_the_leader_before_it() {
         let (leader, others) = (Arc::new(Count::default()), Arc::new(Count::default()));
         let mut waiters = Waiters::new();
+        waiters.lead(Some(Waker::from(Arc::clone(&leader))));
         for _ in 0..1_000 {
             waiters.add(&Waker::from(Arc::clone(&others)));
         }
-        let slot = waiters.add(&Waker::from(Arc::clone(&leader))).unwrap();
-        waiters.take(Some(slot)).wake();
+        waiters.take().wake();
         assert_eq!(leader.0.load(Ordering::Relaxed), 1);
-        assert_eq!(others.0.load(Ordering::Relaxed), BATCH - 1);
+        assert_eq!(others.0.load(Ordering::Relaxed), 0);
         while others.0.load(Ordering::Relaxed) < 1_000 {
             tokio::task::yield_now().await;
         }
@@ -215,9 +237,9 @@ mod tests {
             for _ in 0..1_000 {
                 waiters.add(&Waker::from(Arc::clone(&count)));
             }
-            waiters.take(None).wake();
+            waiters.take().wake();
         }
-        assert_eq!(count.0.load(Ordering::Relaxed), BATCH);
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
         drop(runtime);
         assert_eq!(count.0.load(Ordering::Relaxed), 1_000);
     }

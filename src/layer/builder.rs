@@ -17,7 +17,7 @@ use super::stampede::StampedeGuard;
 use super::stats::Counters;
 use super::uniques::Uniques;
 use super::writes::Writes;
-use crate::cache::{Shelf, ShelfConfig, check_jitter, check_life, check_window};
+use crate::cache::{Shelf, ShelfConfig, StoreKind, check_jitter, check_life, check_window};
 use crate::clock::{Clock, Timeline};
 use crate::error::{ConfigError, check_count, check_positive};
 use crate::flight::{FlightConfig, Flights};
@@ -546,6 +546,7 @@ impl<G> StampedeGuardBuilder<G> {
             return Guarded { settings: self.settings, shared };
         }
         let shelf = Shelf::new(ShelfConfig {
+            store: StoreKind::Moka,
             capacity: self.max_stored_bytes,
             weigher: Some(Box::new(weigh)),
             listener: None,

@@ -197,8 +197,13 @@ impl Guarded {
 
     /// What is left of an entry's freshness.
     pub(super) fn ttl(&self, entry: &Entry<Reply>) -> Ttl {
-        let (now, end) = (self.shelf().timeline.now(), entry.times.fresh_until);
-        if now < end { Ttl::Left(end.since(now)) } else { Ttl::Over(now.since(end)) }
+        let Some(end) = entry.fresh_until() else { return Ttl::Left(Duration::MAX) };
+        let now = self.shelf().timeline.instant();
+        if now < end {
+            Ttl::Left(end.saturating_duration_since(now))
+        } else {
+            Ttl::Over(now.saturating_duration_since(end))
+        }
     }
 
     /// Why a request goes on to the handler whose key has these headers in it, and for which this was found.

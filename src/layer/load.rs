@@ -13,12 +13,12 @@ use super::bounds::{Inner, ResponseBody};
 use super::guard::Guarded;
 use super::land::Lander;
 use super::page::{Page, PageKey, Reply};
-use crate::cache::{Arrival, Destination, Entry};
+use crate::cache::{Arrival, Entry};
 use crate::error::LoadError;
 use crate::flight::{BoxLoad, Plan};
+use crate::http::cache_status::Ttl;
 use crate::http::key::MethodClass;
 use crate::http::verdict::RequestFacts;
-use crate::policy::Freshness;
 
 /// Why a handler run gave nothing to share. The leader learns more, from its own channel.
 #[derive(Debug)]
@@ -61,15 +61,13 @@ where
         if found.value.page().is_some_and(|page| !page.recording.is_sound()) {
             return None;
         }
-        let seen = self.stale.as_ref().map(|entry| entry.times.stored);
-        let serves = match self.guard.shelf().judge(&found) {
-            Freshness::Fresh | Freshness::RefreshEarly => seen.is_none_or(|seen| found.times.stored > seen),
-            // A load has failed since the caller looked, and the next is not due.
-            Freshness::Stale { refresh } => seen.is_some() && !refresh,
-            Freshness::IfError { load } => seen.is_some() && !load,
-            Freshness::Dead => false,
-        };
-        serves.then_some(Arrival { value: found.value, bound_for: Destination::Nowhere })
+        // A client may ask for a newer one than this, fresh as it is.
+        let seen = self.stale.as_ref().and_then(|seen| seen.value.page());
+        let is_seen = found.value.page().zip(seen).is_some_and(|(found, seen)| Arc::ptr_eq(found, seen));
+        if is_seen && matches!(self.guard.ttl(&found), Ttl::Left(_)) {
+            return None;
+        }
+        self.guard.shelf().spare_load(found, self.stale.as_ref())
     }
 
     fn load(self) -> BoxLoad<PageArrival, Failure> {
@@ -143,13 +141,7 @@ mod tests {
         let page = page.with_age();
         let minute = Duration::from_secs(60);
         let life = Lifetime { ttl: minute, stale_while_revalidate: minute, stale_if_error: minute };
-        let storing = Storing {
-            life,
-            cost: Duration::ZERO,
-            born: guard.shelf().generations.born(),
-            tags: None,
-            jitter: None,
-        };
+        let storing = Storing::new(life, Duration::ZERO, guard.shelf().generations.born());
         guard.shelf().put(Arc::clone(&key), Reply::Page(page, None), &storing);
         recording.finish(end, None);
         let inner = tower::service_fn(|_: Request<Text>| {

@@ -1,6 +1,7 @@
 //! `StampedeGuard`, the Tower layer.
 
 mod address;
+mod asking;
 mod body;
 mod bounds;
 mod budget;
@@ -14,6 +15,7 @@ mod grpc;
 mod guard;
 mod land;
 mod load;
+mod look;
 mod page;
 mod places;
 mod recording;

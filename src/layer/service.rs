@@ -1,6 +1,5 @@
 //! `GuardService`: what becomes of one request, up to where it has to wait.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -11,15 +10,16 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use super::address::{Address, original_uri};
+use super::asking::Asking;
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::check::check;
 use super::future::{Afterwards, Changes, Lifts, Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
 use super::load::PageLoad;
+use super::look::look;
 use super::page::{Page, Reply};
 use super::refusal::Refusal;
-use super::trip::Trip;
 use crate::cache::Entry;
 use crate::event::count_request;
 use crate::flight::Owned;
@@ -27,9 +27,8 @@ use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{CacheStatus, Forward};
 use crate::http::conditional::{Conditionals, take_conditionals};
 use crate::http::eligible::{Eligibility, PassReason, classify, is_safe};
-use crate::http::key::{KeyInput, MethodClass};
+use crate::http::key::MethodClass;
 use crate::http::origin::target;
-use crate::http::vary::VarySpec;
 use crate::http::verdict::RequestFacts;
 use crate::policy::Freshness;
 
@@ -94,36 +93,6 @@ where
             eligibility => self.pass(eligibility, parts, body),
         }
     }
-}
-
-/// What the store has for a request.
-struct Found {
-    entry: Option<Entry<Reply>>,
-    /// The headers beyond the rule that its key has.
-    spec: VarySpec,
-}
-
-thread_local! {
-    /// Where keys are written before they are looked up: a hit needs no key of its own.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Looks under the key without the headers that only `Vary` names, and from there where a signpost points.
-/// `None` if the key is too long.
-fn look(guard: &Guarded, parts: &Parts, class: MethodClass, generation: u64, extra: &[u8]) -> Option<Found> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        let original = original_uri(parts);
-        let mut spec = VarySpec::default();
-        loop {
-            let input = KeyInput { class, parts, original, generation, vary: &spec, extra };
-            input.write(&guard.settings.rule, scratch).ok()?;
-            let entry = guard.shelf().find(scratch.as_slice());
-            match entry.as_ref().map(|entry| &entry.value) {
-                Some(Reply::Varies(signpost)) if spec.is_empty() => spec = signpost.spec.clone(),
-                _ => return Some(Found { entry, spec }),
-            }
-        }
-    })
 }
 
 impl<S> GuardService<S> {
@@ -438,47 +407,4 @@ enum Served<B, R> {
     Answer(Response<GuardBody<R>>),
     /// A load is due; the entry may be served if it fails.
     Asks(Asking<B>, Option<Entry<Reply>>),
-}
-
-/// A request that takes part, taken apart.
-struct Asking<B> {
-    parts: Parts,
-    body: B,
-    conditionals: Conditionals,
-    directives: RequestDirectives,
-    facts: RequestFacts,
-    extra: Vec<u8>,
-    generation: u64,
-    spec: VarySpec,
-}
-
-impl<B> Asking<B> {
-    fn address(&self, guard: &Guarded, class: MethodClass) -> Option<Address> {
-        Address::of(guard, &self.parts, class, self.generation, &self.extra, &self.spec)
-    }
-
-    fn trip<S>(
-        self,
-        guard: &Arc<Guarded>,
-        inner: S,
-        class: MethodClass,
-        fallback: Option<Entry<Reply>>,
-    ) -> Option<Trip<S, B>> {
-        let address = self.address(guard, class)?;
-        // A GET under way answers a HEAD as well.
-        let joins = match class {
-            MethodClass::Get | MethodClass::Unary => None,
-            MethodClass::Head => self.address(guard, MethodClass::Get).map(|address| address.key),
-        };
-        Some(Trip {
-            guard: Arc::clone(guard),
-            inner,
-            request: Request::from_parts(self.parts, self.body),
-            conditionals: self.conditionals,
-            facts: self.facts,
-            address,
-            joins,
-            fallback,
-        })
-    }
 }

@@ -205,7 +205,7 @@ where
         Poll::Pending
     })
     .await;
-    waited.unwrap_or_else(|| Waited::TooLong(run.leave()))
+    waited.unwrap_or_else(|| Waited::TooLong(run.unused().map(|(_, load)| load)))
 }
 
 impl Waiting {
@@ -296,7 +296,7 @@ impl Waiting {
             (LoadError::TimedOut(_), _) => Refusal::TooSlow,
             (LoadError::Failed(_), _) => Refusal::Failed,
             (LoadError::Overloaded(_), _) => Refusal::Busy,
-            (LoadError::Cancelled | LoadError::Reentrant, _) => Refusal::Gone,
+            _ => Refusal::Gone,
         };
         Turn::Answer(self.stale_or(why))
     }

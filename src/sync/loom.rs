@@ -1,9 +1,5 @@
 //! loom's world: small models, every interleaving within a bound.
 
-use std::borrow::Borrow;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::{BuildHasherDefault, DefaultHasher, Hash};
 use std::pin::pin;
 use std::task::{Context, Wake, Waker};
 
@@ -16,57 +12,9 @@ pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use loom::sync::{Mutex as RawMutex, MutexGuard};
 pub(crate) use std::sync::Arc;
 
-#[cfg(feature = "cache")]
-pub(crate) use ahash::RandomState;
-
-/// Without random keys: a model must run the same way each time.
-type Entries<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
-
-/// The map as it is seen from outside: each method is one step.
-pub(crate) struct Map<K, V>(RawMutex<Entries<K, V>>);
-
-impl<K: Hash + Eq, V: Clone> Map<K, V> {
-    pub(crate) fn new() -> Self {
-        Self(RawMutex::new(HashMap::default()))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entries<K, V>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    pub(crate) fn get<Q>(&self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        self.lock().get(key).cloned()
-    }
-
-    pub(crate) fn get_or_try_insert(&self, key: K, make: impl FnOnce() -> Option<V>) -> Option<V> {
-        match self.lock().entry(key) {
-            Entry::Occupied(found) => Some(found.get().clone()),
-            Entry::Vacant(place) => {
-                if let Some(made) = make() {
-                    place.insert(made);
-                }
-                None
-            }
-        }
-    }
-
-    pub(crate) fn remove_if<Q>(&self, key: &Q, mine: impl FnOnce(&V) -> bool) -> Option<K>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        let mut map = self.lock();
-        if map.get(key).is_some_and(mine) { map.remove_entry(key).map(|(key, _)| key) } else { None }
-    }
-
-    #[cfg(feature = "cache")]
-    pub(crate) fn values(&self) -> Vec<V> {
-        self.lock().values().cloned().collect()
-    }
+/// One: every key meets every other.
+pub(crate) fn shards() -> usize {
+    1
 }
 
 /// A task: a thread that polls a future until it is ready or aborted.
@@ -82,8 +30,10 @@ impl Wake for Task {
 }
 
 /// Ends a task between two polls, as Tokio does: its future is dropped on its own thread.
+#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) struct AbortHandle(Arc<Task>);
 
+#[cfg_attr(not(test), allow(dead_code))]
 impl AbortHandle {
     pub(crate) fn abort(&self) {
         self.0.aborted.store(true, Ordering::Release);

@@ -1,9 +1,9 @@
 //! The seam between the crate and its concurrency primitives.
 //!
 //! Everything that two threads touch at once goes through the names here, so that one place decides what a
-//! lock, a map or a spawned task is. There are three worlds, with the same names in each:
+//! lock or a spawned task is. There are three worlds, with the same names in each:
 //!
-//! - the real one: dashmap, the standard library's locks, Tokio's tasks;
+//! - the real one: the standard library's locks, Tokio's tasks;
 //! - `--cfg stampede_loom`: loom's, for models small enough to try every interleaving (`tests/loom.rs`);
 //! - `--cfg stampede_shuttle`: shuttle's, for larger ones under many random schedules (`tests/shuttle.rs`).
 
@@ -26,6 +26,15 @@ pub(crate) use self::shuttle::*;
 mod once;
 #[cfg(any(stampede_loom, stampede_shuttle))]
 pub(crate) use self::once::OnceLock;
+
+#[cfg(any(stampede_loom, stampede_shuttle))]
+pub(crate) use ahash::RandomState;
+
+/// The same in each run of a model.
+#[cfg(any(stampede_loom, stampede_shuttle))]
+pub(crate) fn random_state() -> RandomState {
+    RandomState::with_seeds(1, 2, 3, 4)
+}
 
 /// A mutex whose lock survives a panic of its holder.
 ///

@@ -1,62 +1,23 @@
-//! The real world: dashmap, the standard library and Tokio.
-
-use std::borrow::Borrow;
-use std::hash::Hash;
-
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
+//! The real world: the standard library and Tokio.
 
 pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::sync::{Arc, Mutex as RawMutex, MutexGuard, OnceLock};
 pub(crate) use std::thread_local;
-pub(crate) use tokio::task::AbortHandle;
 
 /// Hashes with keys drawn at random for each map: clients that choose keys cannot choose collisions.
-pub(crate) type RandomState = ahash::RandomState;
+pub(crate) use ahash::RandomState;
 
-/// A sharded map of cheap handles. No method hands out a guard, so none can be held across an `.await`.
-pub(crate) struct Map<K, V>(DashMap<K, V, RandomState>);
+pub(crate) fn random_state() -> RandomState {
+    RandomState::new()
+}
 
-impl<K: Hash + Eq, V: Clone> Map<K, V> {
-    pub(crate) fn new() -> Self {
-        Self(DashMap::with_hasher(RandomState::new()))
-    }
-
-    pub(crate) fn get<Q>(&self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        self.0.get(key).map(|found| found.value().clone())
-    }
-
-    /// The value under `key`, or `None` after `make` was called under the key's lock and its value, if any,
-    /// was put there. `make` must not come back to this map.
-    pub(crate) fn get_or_try_insert(&self, key: K, make: impl FnOnce() -> Option<V>) -> Option<V> {
-        match self.0.entry(key) {
-            Entry::Occupied(found) => Some(found.get().clone()),
-            Entry::Vacant(place) => {
-                if let Some(made) = make() {
-                    place.insert(made);
-                }
-                None
-            }
-        }
-    }
-
-    /// Takes out the value under `key` if it is `mine`, and gives its key back.
-    pub(crate) fn remove_if<Q>(&self, key: &Q, mine: impl FnOnce(&V) -> bool) -> Option<K>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        self.0.remove_if(key, |_, value| mine(value)).map(|(key, _)| key)
-    }
-
-    #[cfg(feature = "cache")]
-    pub(crate) fn values(&self) -> Vec<V> {
-        self.0.iter().map(|entry| entry.value().clone()).collect()
-    }
+/// Into how many parts a map is cut, so that threads seldom meet at one: four for each of them.
+pub(crate) fn shards() -> usize {
+    static SHARDS: OnceLock<usize> = OnceLock::new();
+    *SHARDS.get_or_init(|| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        (threads * 4).next_power_of_two()
+    })
 }
 
 /// Starts `task` on the current Tokio runtime.
@@ -65,8 +26,8 @@ impl<K: Hash + Eq, V: Clone> Map<K, V> {
 ///
 /// Outside a Tokio runtime.
 #[track_caller]
-pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
-    tokio::spawn(task).abort_handle()
+pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(task);
 }
 
 /// True where [`spawn`] works.

@@ -1,5 +1,9 @@
 //! `forget`: later callers start anew, those who wait keep what they wait for.
 
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
 use stampede_guard::Role;
 
 use super::support::{Caller, Gate, Group, Loads, assert_empty, current_thread, settle};
@@ -106,4 +110,48 @@ fn every_forgotten_run_leaves_room_under_max_in_flight() {
     drop(flights);
     drop(runtime);
     assert_eq!(loads.alive(), 0);
+}
+
+#[test]
+fn who_joins_a_first_poll_that_is_forgotten_gets_its_run() {
+    let runtime = current_thread();
+    for pends in [false, true] {
+        let inside = runtime.enter();
+        let (flights, gate) = (Group::new(), Gate::closed());
+        let (group, mut passed, joined) =
+            (flights.clone(), Box::pin(gate.passed()), Arc::new(Mutex::new(None)));
+        let joins = Arc::clone(&joined);
+        // What it calls on another thread is no part of its load.
+        let mut first = Some(move || {
+            let follower = Caller::new({
+                let group = group.clone();
+                async move { group.run(1, || async { unreachable!() }).await }
+            });
+            *joins.lock().unwrap() = Some(follower.waits());
+            assert_eq!((group.in_flight(), group.waiters(&1)), (1, 1));
+            assert!(group.forget(&1));
+            assert!(!group.forget(&1));
+            assert_eq!((group.in_flight(), group.waiters(&1)), (0, 0));
+            assert_eq!(Caller::new(group.run(1, || async { Ok(2) })).ready().unwrap(), 2, "anew");
+        });
+        let load = std::future::poll_fn(move |context| {
+            if let Some(first) = first.take() {
+                std::thread::scope(|scope| scope.spawn(first).join().unwrap());
+            }
+            if pends { passed.as_mut().poll(context).map(|()| Ok(1)) } else { Poll::Ready(Ok(1)) }
+        });
+        let mut leader = Caller::new(flights.run(1, || load));
+        let mut answer = leader.poll();
+        if pends {
+            assert!(answer.is_pending());
+            gate.open();
+            settle(&runtime);
+            answer = leader.poll();
+        }
+        assert!(matches!(answer, Poll::Ready(Ok(1))));
+        let follower = joined.lock().unwrap().take().unwrap();
+        assert_eq!(follower.ready().unwrap(), 1);
+        assert_empty(&flights, [1]);
+        drop(inside);
+    }
 }

@@ -1,5 +1,6 @@
 //! Keys, values, wakers and loaders that panic, or that call back from where nobody expects it.
 
+use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
@@ -125,30 +126,24 @@ fn a_loader_may_call_the_group_from_its_destructor_however_it_ends() {
     });
 }
 
-/// A key whose clones and hashes can be made to panic, and whose drop can be made to drop a caller.
+/// A key whose clones and hashes can be made to panic.
 struct Fussy {
     id: u64,
     clones_left: Arc<AtomicIsize>,
     no_hash: Arc<AtomicBool>,
-    drops: Arc<Mutex<Option<Caller<'static, Answer>>>>,
 }
 
 impl Fussy {
     fn new(id: u64) -> Self {
         let clones_left = Arc::new(AtomicIsize::new(isize::MAX));
-        Self { id, clones_left, no_hash: Arc::default(), drops: Arc::default() }
+        Self { id, clones_left, no_hash: Arc::default() }
     }
 }
 
 impl Clone for Fussy {
     fn clone(&self) -> Self {
         assert!(self.clones_left.fetch_sub(1, Ordering::SeqCst) > 0, "one clone too many");
-        Self {
-            id: self.id,
-            clones_left: Arc::clone(&self.clones_left),
-            no_hash: Arc::clone(&self.no_hash),
-            drops: Arc::clone(&self.drops),
-        }
+        Self { id: self.id, clones_left: Arc::clone(&self.clones_left), no_hash: Arc::clone(&self.no_hash) }
     }
 }
 
@@ -165,13 +160,6 @@ impl Hash for Fussy {
         // Once, so that what cleans up after the panic can find the key.
         assert!(!self.no_hash.swap(false, Ordering::SeqCst), "no hash");
         self.id.hash(state);
-    }
-}
-
-impl Drop for Fussy {
-    fn drop(&mut self) {
-        let caller = self.drops.lock().unwrap().take();
-        drop(caller);
     }
 }
 
@@ -216,64 +204,80 @@ fn a_key_is_cloned_under_no_lock() {
 
 #[test]
 fn a_key_is_dropped_under_no_lock() {
-    // Dropping the key drops a caller that waits for it: the caller leaves its flight.
-    for landed in [false, true] {
-        without_deadlock(move || {
-            let runtime = current_thread();
-            let _inside = runtime.enter();
-            let flights: SingleFlight<Fussy, u64, Oops> = SingleFlight::new();
-            let (key, gate) = (Fussy::new(1), Gate::closed());
-            let leader = Caller::new(flights.run_ref(&key, || gate.then(1))).waits();
-            let follower = {
-                let (flights, key) = (flights.clone(), Fussy::new(1));
-                Caller::new(async move { flights.run_ref(&key, || async { unreachable!() }).await }).waits()
+    /// A key whose end asks the group about that very key.
+    #[derive(Clone, PartialEq, Eq, Hash)]
+    struct Asks(u64);
+    thread_local!(static GROUP: std::cell::OnceCell<SingleFlight<Asks, u64>> = const { std::cell::OnceCell::new() });
+    thread_local!(static DROPS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
+    impl Borrow<u64> for Asks {
+        fn borrow(&self) -> &u64 {
+            &self.0
+        }
+    }
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            DROPS.set(DROPS.get() + 1);
+            GROUP.with(|group| group.get().unwrap().waiters(&self.0));
+            GROUP.with(|group| group.get().unwrap().in_flight());
+        }
+    }
+    let ends = |what: &str| assert!(DROPS.take() > 0, "{what}: a key is dropped");
+    without_deadlock(move || {
+        let runtime = current_thread();
+        let _inside = runtime.enter();
+        let flights = SingleFlight::builder().max_waiters_per_key(2).build().unwrap();
+        GROUP.with(|group| assert!(group.set(flights.clone()).is_ok()));
+        assert_eq!(Caller::new(flights.run(Asks(1), || async { Ok(1) })).ready().unwrap(), 1);
+        ends("of a load that is ready");
+        for forgets in [false, true] {
+            let gate = Gate::closed();
+            let passed = gate.passed();
+            let load = || async move {
+                passed.await;
+                Ok(2)
             };
-            assert_eq!(flights.waiters(&key), 2);
-            *key.drops.lock().unwrap() = Some(follower);
-            if landed {
-                gate.open();
-                settle(&runtime);
-            } else {
-                assert!(flights.forget(&key));
-            }
-            assert!(key.drops.lock().unwrap().is_none(), "the map's key is dropped");
+            let leader = Caller::new(flights.run(Asks(1), load)).waits();
+            let follower = Caller::new(flights.run(Asks(1), || async { unreachable!() })).waits();
+            let refused = Caller::new(flights.run(Asks(1), || async { unreachable!() })).ready();
+            assert!(matches!(refused, Err(LoadError::Overloaded(_))));
+            ends("of one too many");
+            assert!(!forgets || flights.forget(&1));
             gate.open();
             settle(&runtime);
-            assert_eq!(leader.ready().unwrap(), 1);
-        });
-    }
+            assert_eq!((leader.ready().unwrap(), follower.ready().unwrap()), (2, 2));
+            ends("of a flight");
+        }
+    });
 }
 
 #[test]
-fn a_key_that_panics_when_hashed_at_the_end_of_its_run_does_not_stay_in_the_map() {
-    without_deadlock(|| {
-        let runtime = current_thread();
-        let _inside = runtime.enter();
-        let flights: SingleFlight<Fussy, u64, Oops> = SingleFlight::new();
-        // In the leader's own poll.
-        let key = Fussy::new(1);
-        let no_hash = Arc::clone(&key.no_hash);
-        let call = flights.run_ref(&key, || async move {
-            no_hash.store(true, Ordering::SeqCst);
-            Ok(1)
-        });
-        assert!(catch_unwind(AssertUnwindSafe(|| Caller::new(call).ready().is_ok())).is_err());
-        assert_eq!(Caller::new(flights.run_ref(&key, || async { Ok(2) })).ready().unwrap(), 2);
-        // In the load's task.
-        let (no_hash, gate) = (Arc::clone(&key.no_hash), Gate::closed());
-        let passed = gate.passed();
-        let waits = Caller::new(flights.run_ref(&key, || async move {
-            passed.await;
-            no_hash.store(true, Ordering::SeqCst);
-            Ok(3)
-        }))
-        .waits();
-        gate.open();
-        settle(&runtime);
-        assert!(matches!(waits.ready(), Err(LoadError::Cancelled)));
-        assert_eq!(Caller::new(flights.run_ref(&key, || async { Ok(4) })).ready().unwrap(), 4);
-        assert_eq!(flights.in_flight(), 0);
+fn a_key_is_not_hashed_at_the_end_of_its_run() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let flights: SingleFlight<Fussy, u64, Oops> = SingleFlight::new();
+    // In the leader's own poll.
+    let key = Fussy::new(1);
+    let no_hash = Arc::clone(&key.no_hash);
+    let call = flights.run_ref(&key, || async move {
+        no_hash.store(true, Ordering::SeqCst);
+        Ok(1)
     });
+    assert_eq!(Caller::new(call).ready().unwrap(), 1);
+    assert!(key.no_hash.swap(false, Ordering::SeqCst));
+    // In the load's task.
+    let (no_hash, gate) = (Arc::clone(&key.no_hash), Gate::closed());
+    let passed = gate.passed();
+    let waits = Caller::new(flights.run_ref(&key, || async move {
+        passed.await;
+        no_hash.store(true, Ordering::SeqCst);
+        Ok(3)
+    }))
+    .waits();
+    gate.open();
+    settle(&runtime);
+    assert_eq!(waits.ready().unwrap(), 3);
+    assert!(key.no_hash.swap(false, Ordering::SeqCst));
+    assert_eq!(flights.in_flight(), 0);
 }
 
 #[test]

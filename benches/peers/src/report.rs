@@ -84,6 +84,7 @@ type Figure = (&'static str, &'static str, usize);
 
 const FLIGHT: &str = "stampede-guard SingleFlight::run";
 const CACHE: &str = "stampede-guard get_or_load";
+const QUICK: &str = "stampede-guard get_or_load, quick_cache";
 const HIT: &str = "hit: u64 keys, 1";
 const TEXT: &str = "hit: String keys, 1";
 const READY: &str = "miss: load ready";
@@ -122,6 +123,18 @@ fn lines() -> Vec<(&'static str, Budget, Figure, Figure)> {
             (TEXT, "moka::sync get", 1),
         ),
         ("hit, over moka try_get_with", Ratio(0.85), (HIT, CACHE, 0), (HIT, MOKA, 0)),
+        (
+            "hit over the quick_cache store, over quick_cache get",
+            Ratio(1.2),
+            (HIT, QUICK, 0),
+            (HIT, "quick_cache get", 0),
+        ),
+        (
+            "hit over the quick_cache store, over moka try_get_with",
+            Ratio(0.3),
+            (HIT, QUICK, 0),
+            (HIT, MOKA, 0),
+        ),
         (
             "ready miss of SingleFlight, over the sharded map (ahash)",
             Ratio(2.0),

@@ -2,13 +2,15 @@
 
 use super::super::plan::{Borrowed, Owned};
 use super::*;
+use crate::sync::Mutex;
 use std::convert::Infallible;
 
 type Numbers = Flights<u64, u64, Infallible, ()>;
 
 fn lead(flights: &Numbers, key: u64) -> Arc<Flight<u64, u64, Infallible>> {
     match flights.board(&mut Some(Owned(key)), Waker::noop()) {
-        Boarding::Leads(flight) => flight,
+        Boarding::Leads(Hold::Flight(flight)) => flight,
+        Boarding::Leads(Hold::Entry(place)) => flights.table.go_on(place, &mut None),
         _ => panic!("{key} is in flight"),
     }
 }
@@ -20,7 +22,7 @@ fn nobody_starts_a_flight_while_it_is_overruled() {
     let mut writes = 0;
     flights.overrule(&1, || {
         writes += 1;
-        assert!(flights.map.get(&1).is_some_and(|linked| Arc::ptr_eq(&linked, &old)), "the key is taken");
+        assert!(flights.table.find(&1).is_some_and(|linked| Arc::ptr_eq(&linked, &old)), "the key is taken");
     });
     assert_eq!((writes, flights.in_flight()), (1, 0));
     let new = lead(&flights, 1);
@@ -58,7 +60,7 @@ fn a_flight_lands_once() {
     assert!(flights.land(&old, Landing::Abandoned).is_some(), "nobody waits for it");
     assert!(matches!(old.landing(), Some(Landing::Done(Ok(1)))));
     flights.leave(&old, seat);
-    assert!(flights.close(&old, &mut old.state.lock()).is_none(), "the key is another's");
+    assert!(!flights.close(&old, &mut old.state.lock()), "the key is another's");
     assert_eq!(flights.in_flight(), 1);
     flights.land(&new, Landing::Abandoned);
     assert_eq!((flights.in_flight(), flights.unattended.load(Ordering::Relaxed)), (0, 0));
@@ -80,7 +82,7 @@ fn only_a_flight_that_is_still_linked_is_stored() {
     }
     let flights = Flights::new(FlightConfig::default(), Store::default());
     let lead = || match flights.board(&mut Some(Owned(1)), Waker::noop()) {
-        Boarding::Leads(flight) => flight,
+        Boarding::Leads(Hold::Flight(flight)) => flight,
         _ => panic!("is in flight"),
     };
     let forgotten = lead();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, poll};
 use peers::load::{AtOnce, Failed, Gated};
 use peers::peers::{
-    Foyer, MokaTryGetWith, Origin, OurCache, OurFlights, Peer, QuickMap, RsSingleflight,
+    Foyer, MokaTryGetWith, Origin, OurCache, OurFlights, OurQuickCache, Peer, QuickMap, RsSingleflight,
     tower_http_cache_layer,
 };
 use peers::scenarios::{answered, request};
@@ -48,6 +48,14 @@ where
     builder.build().expect("valid settings")
 }
 
+fn ours_quick<K>() -> StampedeCache<K, u64, Failed>
+where
+    K: std::hash::Hash + Eq + Clone + Send + Sync + 'static,
+{
+    let builder = StampedeCache::builder().capacity(CAPACITY).ttl(Duration::from_secs(86_400));
+    builder.store(stampede_guard::QuickCache).build().expect("valid settings")
+}
+
 async fn no_load() -> Result<u64, Failed> {
     unreachable!("every key is there")
 }
@@ -79,6 +87,11 @@ fn hit(who: &str, times: u64) {
             all.for_each(|key| cache.insert(key, key));
             numbers(times, |key| now(cache.get_or_load(key, no_load)).expect("a hit"));
         }
+        "ours-quick" => {
+            let cache = ours_quick();
+            all.for_each(|key| cache.insert(key, key));
+            numbers(times, |key| now(cache.get_or_load(key, no_load)).expect("a hit"));
+        }
         "moka" => {
             let cache = moka::future::Cache::new(CAPACITY);
             all.for_each(|key| now(cache.insert(key, key)));
@@ -96,6 +109,11 @@ fn hit(who: &str, times: u64) {
         }
         "ours-text" => {
             let cache = ours();
+            all.for_each(|key| cache.insert(text(key), key));
+            texts(times, |key| now(cache.get_or_load_ref(key, no_load)).expect("a hit"));
+        }
+        "ours-quick-text" => {
+            let cache = ours_quick();
             all.for_each(|key| cache.insert(text(key), key));
             texts(times, |key| now(cache.get_or_load_ref(key, no_load)).expect("a hit"));
         }
@@ -121,6 +139,7 @@ fn miss(who: &str, times: u64) {
         "ours-flight" => miss_by::<OurFlights<AtOnce>>(times),
         "rs-singleflight" => miss_by::<RsSingleflight<AtOnce>>(times),
         "ours" => miss_by::<OurCache<AtOnce>>(times),
+        "ours-quick" => miss_by::<OurQuickCache<AtOnce>>(times),
         "moka" => miss_by::<MokaTryGetWith<AtOnce>>(times),
         "moka-sync" => {
             let cache = moka::sync::Cache::new(CAPACITY);

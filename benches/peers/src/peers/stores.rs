@@ -32,6 +32,28 @@ impl<L: Load> Peer<L> for OurCache<L> {
     }
 }
 
+/// Ours, over the other store.
+pub struct OurQuickCache<L>(OurCache<L>);
+
+impl<L: Load> Peer<L> for OurQuickCache<L> {
+    const NAME: &'static str = "stampede-guard get_or_load, quick_cache";
+    type Raw = Result<u64, LoadError<Failed>>;
+
+    fn new(load: L, keys: usize) -> Self {
+        let builder = StampedeCache::builder().capacity(keys as u64).ttl(Duration::from_secs(86_400));
+        let cache = builder.store(stampede_guard::QuickCache).build().expect("valid settings");
+        Self(OurCache { cache, load })
+    }
+
+    fn call(&self, key: u64) -> impl Future<Output = Self::Raw> + Send {
+        self.0.call(key)
+    }
+
+    fn verdict(raw: Self::Raw) -> Result<u64, String> {
+        OurCache::<L>::verdict(raw)
+    }
+}
+
 pub struct MokaTryGetWith<L> {
     cache: moka::future::Cache<u64, u64>,
     load: L,

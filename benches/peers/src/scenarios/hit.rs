@@ -12,7 +12,7 @@ use stampede_guard::StampedeCache;
 use super::Setting;
 use crate::bench::{Contender, Kind, Table, interleave};
 use crate::load::{AtOnce, Failed};
-use crate::peers::{Foyer, MokaGetWith, MokaTryGetWith, OurCache, Peer, QuickCache};
+use crate::peers::{Foyer, MokaGetWith, MokaTryGetWith, OurCache, OurQuickCache, Peer, QuickCache};
 use crate::{clocks, counting};
 
 const ENTRIES: usize = 100_000;
@@ -204,6 +204,7 @@ fn numbers(setting: &Setting, threads: usize) -> Table {
     }
     let contenders = vec![
         peer!(Ours, OurCache),
+        peer!(Ours, OurQuickCache),
         floor!(Ours, "stampede-guard get", our_get),
         peer!(Peer, MokaTryGetWith),
         peer!(Peer, MokaGetWith),
@@ -222,6 +223,8 @@ fn texts(setting: &Setting, threads: usize) -> Table {
     assert_eq!(walk.keys[7].len(), 32);
     let cache = StampedeCache::builder().capacity(CAPACITY as u64).ttl(Duration::from_secs(86_400));
     let ours = cache.build().expect("valid settings");
+    let cache = StampedeCache::builder().capacity(CAPACITY as u64).ttl(Duration::from_secs(86_400));
+    let ours_quick = cache.store(stampede_guard::QuickCache).build().expect("valid settings");
     let sync = moka::sync::Cache::new(CAPACITY as u64);
     let moka = moka::future::Cache::new(CAPACITY as u64);
     let quick = quick_cache::sync::Cache::new(CAPACITY);
@@ -230,6 +233,7 @@ fn texts(setting: &Setting, threads: usize) -> Table {
     let map = dashmap::DashMap::new();
     for (key, value) in walk.keys.iter().zip(0..) {
         ours.insert(key.clone(), value);
+        ours_quick.insert(key.clone(), value);
         sync.insert(key.clone(), value);
         setting.runtime.block_on(moka.insert(key.clone(), value));
         quick.insert(key.clone(), value);
@@ -247,6 +251,7 @@ fn texts(setting: &Setting, threads: usize) -> Table {
     let contenders = vec![
         row!(Ours, "stampede-guard get_or_load_ref", OurTextLoad(ours.clone())),
         row!(Ours, "stampede-guard get", OurTextGet(ours)),
+        row!(Ours, "stampede-guard get_or_load_ref, quick_cache", OurTextLoad(ours_quick)),
         row!(Peer, "moka try_get_with_by_ref", MokaTextTry(moka.clone())),
         row!(Peer, "moka get_with_by_ref", MokaTextWith(moka)),
         row!(Peer, "quick_cache get_or_insert_async", QuickTextLoad(quick)),

@@ -7,22 +7,25 @@ use super::Setting;
 use crate::bench::{Cell, Kind, Row, Table};
 
 /// What the binary can do, in the order of the table.
-const CASES: [(Kind, &str); 22] = [
+const CASES: [(Kind, &str); 25] = [
     (Kind::Floor, "hit moka-sync"),
     (Kind::Floor, "hit quick-cache"),
     (Kind::Floor, "hit dashmap"),
     (Kind::Ours, "hit ours-get"),
     (Kind::Ours, "hit ours"),
+    (Kind::Ours, "hit ours-quick"),
     (Kind::Peer, "hit moka"),
     (Kind::Floor, "hit moka-sync-text"),
     (Kind::Ours, "hit ours-get-text"),
     (Kind::Ours, "hit ours-text"),
+    (Kind::Ours, "hit ours-quick-text"),
     (Kind::Peer, "hit moka-text"),
     (Kind::Floor, "miss map"),
     (Kind::Ours, "miss ours-flight"),
     (Kind::Peer, "miss rs-singleflight"),
     (Kind::Floor, "miss moka-sync"),
     (Kind::Ours, "miss ours"),
+    (Kind::Ours, "miss ours-quick"),
     (Kind::Peer, "miss moka"),
     (Kind::Ours, "herd ours-flight"),
     (Kind::Ours, "herd ours"),

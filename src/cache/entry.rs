@@ -1,0 +1,173 @@
+//! What the shelf keeps of a value, and how a load says what is to be kept.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::generations::{Born, Generations, Mark};
+use crate::clock::{Tick, Timeline};
+#[cfg(feature = "redis")]
+use crate::coordinate::Token;
+#[cfg(feature = "redis")]
+use crate::event::Outcome;
+use crate::policy::{Lifetime, Times};
+
+/// A value on the shelf. A store copies all of it at each hit, so what a hit has no use for is behind one pointer,
+/// which most entries do without.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry<V> {
+    pub(crate) value: V,
+    /// `None`: beyond the clock's range.
+    fresh_until: Option<Instant>,
+    born: Born,
+    more: Option<Arc<More>>,
+}
+
+/// What only some entries have: a use after their freshness or before its end, or tags.
+#[derive(Debug)]
+struct More {
+    times: Times,
+    tags: Option<Arc<[Mark]>>,
+    /// Among the loads of all instances; 0 for one that no other instance heard of.
+    #[cfg(feature = "redis")]
+    token: Token,
+}
+
+/// What a flight brings: a value, and where it goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival<K, V> {
+    pub(crate) value: V,
+    pub(crate) bound_for: Destination<K, V>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Destination<K, V> {
+    /// It comes from the shelf.
+    Nowhere,
+    /// It comes from the shelf, is past its freshness, and the next load of its key is not due yet.
+    BackingOff {
+        /// When it was stored.
+        stored: Tick,
+    },
+    /// It is for those who wait alone, and voids what the shelf has.
+    WaitersOnly,
+    /// Under the flight's key.
+    Shelf(Storing),
+    /// Under these keys, each with the value that goes there.
+    #[cfg_attr(not(feature = "layer"), allow(dead_code))]
+    Shelves(Arc<[(K, V, Storing)]>),
+}
+
+/// How a value is stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Storing {
+    pub(crate) life: Lifetime,
+    pub(crate) cost: Duration,
+    pub(crate) born: Born,
+    pub(crate) tags: Option<Arc<[Mark]>>,
+    /// In place of the shelf's own.
+    pub(crate) jitter: Option<f64>,
+    /// Of a cache that shares its values.
+    #[cfg(feature = "redis")]
+    pub(crate) shared: Option<Stamp>,
+}
+
+/// What a shared cache knows of a value beyond its life, which then is exact: its jitter is in it.
+#[cfg(feature = "redis")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) token: Token,
+    /// How the flight came by the value, if not by its own load.
+    pub(crate) outcome: Option<Outcome>,
+}
+
+impl Storing {
+    /// A life that is as long as its setting says, less jitter.
+    pub(crate) fn new(life: Lifetime, cost: Duration, born: Born) -> Self {
+        Self {
+            life,
+            cost,
+            born,
+            tags: None,
+            jitter: None,
+            #[cfg(feature = "redis")]
+            shared: None,
+        }
+    }
+
+    /// True if jitter is still to shorten it.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    pub(super) fn is_jittered(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return self.shared.is_none();
+        #[cfg(not(feature = "redis"))]
+        true
+    }
+}
+
+impl<V> Entry<V> {
+    /// `lean`: nobody asks for its times, as long as it has no stale windows.
+    pub(super) fn new(value: V, times: Times, timeline: &Timeline, storing: &Storing, lean: bool) -> Self {
+        let lean = lean && !storing.life.has_windows() && storing.tags.is_none() && storing.is_jittered();
+        let more = (!lean).then(|| {
+            let tags = storing.tags.clone();
+            Arc::new(More {
+                times,
+                tags,
+                #[cfg(feature = "redis")]
+                token: storing.shared.map_or(0, |stamp| stamp.token),
+            })
+        });
+        Self { value, fresh_until: timeline.instant_of(times.fresh_until), born: storing.born, more }
+    }
+
+    /// When its freshness ends; `None`: beyond the clock's range.
+    #[cfg(feature = "layer")]
+    pub(crate) fn fresh_until(&self) -> Option<Instant> {
+        self.fresh_until
+    }
+
+    #[inline]
+    pub(super) fn is_fresh(&self, timeline: &Timeline) -> bool {
+        self.fresh_until.is_none_or(|end| timeline.instant() < end)
+    }
+
+    #[inline]
+    pub(super) fn is_valid(&self, generations: &Generations) -> bool {
+        generations.is_valid(self.born, self.tags().map(|tags| &**tags))
+    }
+
+    pub(super) fn tags(&self) -> Option<&Arc<[Mark]>> {
+        self.more.as_ref()?.tags.as_ref()
+    }
+
+    /// Its moments; an entry that has none is fresh until it is dead.
+    pub(super) fn times(&self) -> Option<&Times> {
+        self.more.as_ref().map(|more| &more.times)
+    }
+
+    #[cfg(feature = "redis")]
+    pub(super) fn token(&self) -> Token {
+        self.more.as_ref().map_or(0, |more| more.token)
+    }
+
+    /// The same entry with other times, if it has any.
+    pub(super) fn map_times(&mut self, change: impl FnOnce(Times) -> Times) {
+        if let Some(more) = &mut self.more {
+            *more = Arc::new(More {
+                times: change(more.times),
+                tags: more.tags.clone(),
+                #[cfg(feature = "redis")]
+                token: more.token,
+            });
+        }
+    }
+
+    /// True if `self`, which is fresh, was stored after `seen`, which a load was to replace. An entry without moments
+    /// is replaced once it is dead, so what is fresh is another.
+    pub(super) fn is_newer_than(&self, seen: &Self) -> bool {
+        match (self.times(), seen.times()) {
+            (Some(own), Some(seen)) => own.stored > seen.stored,
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! One flight over all instances: before a load, the tier is asked; after it, the tier is told.
+//!
+//! The engine's own way stays as it is. A flight's load becomes: ask the tier, and have what it has, or load and
+//! publish. What the tier says of other instances' doings arrives here, too.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::engine::{CacheFlights, CacheLanding};
+use super::entry::{Arrival, Destination, Stamp, Storing};
+use super::generations::Born;
+use super::shelf::Shelf;
+use crate::codec::Codec;
+use crate::coordinate::{
+    Ask, EventSink, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier, SharedValue,
+    Token, Turn,
+};
+use crate::error::{LoadError, RemoteKind};
+use crate::event::{Outcome, StaleReason};
+use crate::flight::{BoxLoad, Fault, Key, Value};
+use crate::invalidation::Invalidation;
+use crate::policy::Lifetime;
+use crate::sync;
+
+/// A tier, and how this cache's keys and values are written there.
+pub(super) struct Tiering<K, V> {
+    tier: SharedTier,
+    codec: Arc<dyn Codec<V>>,
+    write: fn(&K, &mut Vec<u8>),
+    read: fn(&[u8]) -> Option<K>,
+}
+
+impl<K: SharedKey, V> Tiering<K, V> {
+    pub(super) fn new(tier: SharedTier, codec: impl Codec<V>) -> Self {
+        Self { tier, codec: Arc::new(codec), write: K::write, read: K::read }
+    }
+}
+
+impl<K, V> Tiering<K, V> {
+    pub(super) fn join<E>(
+        self,
+        flights: &Arc<CacheFlights<K, V, E>>,
+        name: Arc<str>,
+        schemas: Schemas,
+    ) -> Shared<K, V>
+    where
+        K: Key,
+        V: Value,
+        E: Fault,
+    {
+        let flights = Arc::downgrade(flights);
+        let sink: Weak<dyn EventSink> = flights;
+        let who = Membership { name, schema: schemas.current, previous_schemas: schemas.previous, sink };
+        Shared { member: self.tier.0.join(who), codec: self.codec, write: self.write, read: self.read }
+    }
+}
+
+/// The shapes of values that instances of different versions keep.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Schemas {
+    pub(super) current: u32,
+    pub(super) previous: Vec<u32>,
+}
+
+/// A cache's place on a tier.
+pub(crate) struct Shared<K, V> {
+    member: Arc<dyn Member>,
+    codec: Arc<dyn Codec<V>>,
+    write: fn(&K, &mut Vec<u8>),
+    read: fn(&[u8]) -> Option<K>,
+}
+
+impl<K, V> fmt::Debug for Shared<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// What one flight asks the tier for.
+pub(super) struct Errand<K> {
+    pub(super) key: K,
+    /// Nobody waits for it, so it may wait for others.
+    pub(super) background: bool,
+    /// Of what the flight is to replace, if it is to replace something.
+    pub(super) newer_than: Option<Token>,
+}
+
+/// What an instance keeps of a life that all instances share: it asks again after `cap`. Beyond its freshness here a
+/// value is served if a load fails, not before.
+fn capped(life: Lifetime, cap: Duration) -> Lifetime {
+    let ttl = life.ttl.min(cap);
+    let rest = life.ttl.saturating_sub(ttl);
+    // Where the cap cuts freshness short, it leaves nothing.
+    let stale_while_revalidate = life.stale_while_revalidate.min(cap.saturating_sub(ttl));
+    Lifetime { ttl, stale_while_revalidate, stale_if_error: rest + life.stale_if_error }
+}
+
+/// What is left of a shared value's life, under this cache's windows.
+fn rest_of(value: &SharedValue, windows: &Lifetime) -> Lifetime {
+    let left = |window: Duration| {
+        window.saturating_sub(value.stale_since).min(value.lives_for.saturating_sub(value.fresh_for))
+    };
+    Lifetime {
+        ttl: value.fresh_for,
+        stale_while_revalidate: left(windows.stale_while_revalidate),
+        stale_if_error: left(windows.stale_if_error),
+    }
+}
+
+impl<K, V: Value> Shared<K, V> {
+    fn name_of(&self, key: &K) -> Arc<[u8]> {
+        let mut name = Vec::new();
+        (self.write)(key, &mut name);
+        name.into()
+    }
+
+    pub(super) fn capped(&self, life: Lifetime) -> Lifetime {
+        capped(life, self.member.local_ttl_cap())
+    }
+
+    pub(super) fn invalidate(&self, key: &K) -> Invalidation {
+        self.member.invalidate(self.name_of(key))
+    }
+
+    pub(super) fn invalidate_all(&self) -> Invalidation {
+        self.member.invalidate_all()
+    }
+
+    fn decode(&self, value: &SharedValue) -> Option<V> {
+        if value.codec != self.codec.id() {
+            return None;
+        }
+        self.codec.decode(&value.payload).ok()
+    }
+}
+
+/// The shared form of a cache's load.
+///
+/// `own` is the load as it would be without a tier; it runs if this instance is told to, and is dropped unpolled if
+/// not.
+pub(super) fn load<K, V, E>(
+    flights: Arc<CacheFlights<K, V, E>>,
+    errand: Errand<K>,
+    own: BoxLoad<CacheLanding<K, V>, E>,
+) -> BoxLoad<CacheLanding<K, V>, E>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+{
+    Box::pin(async move { Errander { flights, errand }.run(own).await.map(Some) })
+}
+
+struct Errander<K, V, E> {
+    flights: Arc<CacheFlights<K, V, E>>,
+    errand: Errand<K>,
+}
+
+impl<K, V, E> Errander<K, V, E>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+{
+    async fn run(self, own: BoxLoad<CacheLanding<K, V>, E>) -> Result<Arrival<K, V>, LoadError<E>> {
+        let Some(shared) = self.flights.hook.shared() else { return landed(own.await) };
+        let name = shared.name_of(&self.errand.key);
+        let windows = self.flights.hook.life;
+        let stale_for = if self.errand.background { Duration::ZERO } else { windows.stale_while_revalidate };
+        // It is as old as the question: an invalidation while it is on its way voids it.
+        let born = self.flights.hook.shelf.generations.born();
+        let mut ask = Ask { newer_than: self.errand.newer_than, stale_for };
+        loop {
+            let (value, outcome) = match shared.member.enter(&name, ask).await {
+                Turn::Alone => return self.alone(landed(own.await)),
+                Turn::Failed(kind) => {
+                    self.flights.hook.counters.spare_load();
+                    return Err(LoadError::Remote { kind });
+                }
+                Turn::Hit { value, waited } => {
+                    (value, if waited { Outcome::SharedWait } else { Outcome::SharedHit })
+                }
+                Turn::Stale(value) => {
+                    let (age, reason) = (value.age, StaleReason::Revalidating);
+                    (value, Outcome::Stale { age, reason })
+                }
+                Turn::Lead { lease, stale } => {
+                    let stale = stale.and_then(|value| Some((shared.decode(&value)?, value)));
+                    return self.lead(lease, stale, born, own).await;
+                }
+            };
+            if let Some(decoded) = shared.decode(&value) {
+                self.flights.hook.counters.spare_load();
+                return Ok(self.arrival(decoded, &value, born, outcome));
+            }
+            // Another format, or damaged: nothing to have, so something newer.
+            ask.newer_than = Some(value.token.max(ask.newer_than.unwrap_or(0)));
+        }
+    }
+
+    /// The value of another instance's load.
+    fn arrival(&self, decoded: V, value: &SharedValue, born: Born, outcome: Outcome) -> Arrival<K, V> {
+        let life = capped(rest_of(value, &self.flights.hook.life), self.cap());
+        let shared = Some(Stamp { token: value.token, outcome: Some(outcome) });
+        let storing = Storing { life, cost: value.cost, born, tags: None, shared };
+        Arrival { value: decoded, bound_for: Destination::Shelf(storing) }
+    }
+
+    fn cap(&self) -> Duration {
+        self.flights.hook.shared().map_or(Duration::MAX, |shared| shared.member.local_ttl_cap())
+    }
+
+    /// A load that no other instance hears of.
+    fn alone(&self, result: Result<Arrival<K, V>, LoadError<E>>) -> Result<Arrival<K, V>, LoadError<E>> {
+        let mut arrival = result?;
+        if let Destination::Shelf(storing) = &mut arrival.bound_for {
+            storing.life = capped(self.settled(storing), self.cap());
+            storing.shared = Some(Stamp { token: 0, outcome: None });
+        }
+        Ok(arrival)
+    }
+
+    /// The life of a value with its jitter, which all instances then share.
+    fn settled(&self, storing: &Storing) -> Lifetime {
+        Lifetime { ttl: self.flights.hook.shelf.jittered(storing.life.ttl), ..storing.life }
+    }
+
+    /// This instance loads, for all.
+    async fn lead(
+        self,
+        lease: Box<dyn Lease>,
+        stale: Option<(V, SharedValue)>,
+        born: Born,
+        own: BoxLoad<CacheLanding<K, V>, E>,
+    ) -> Result<Arrival<K, V>, LoadError<E>> {
+        let windows = self.flights.hook.life;
+        match stale {
+            Some((decoded, value))
+                if !self.errand.background && value.stale_since < windows.stale_while_revalidate =>
+            {
+                // Served at once; the load goes on in the background, and its value is read from the tier.
+                let outcome = Outcome::Stale { age: value.age, reason: StaleReason::Revalidating };
+                let arrival = self.arrival(decoded, &value, born, outcome);
+                let limit = self.flights.load_timeout().unwrap_or(Duration::MAX);
+                self.flights.hook.counters.count_refresh();
+                sync::spawn(async move {
+                    // A load that outlasts its time drops its lease.
+                    let _ = timeout(limit, self.fly(lease, own)).await;
+                });
+                Ok(arrival)
+            }
+            Some((decoded, value))
+                if !self.errand.background && value.stale_since < windows.stale_if_error =>
+            {
+                let loaded = self.fly(lease, own).await;
+                loaded.or_else(|_| {
+                    let outcome = Outcome::Stale { age: value.age, reason: StaleReason::LoadFailed };
+                    Ok(self.arrival(decoded, &value, born, outcome))
+                })
+            }
+            _ => self.fly(lease, own).await,
+        }
+    }
+
+    /// Loads and publishes. Dropped, as by a panic or a time-out, it gives the lease back.
+    async fn fly(
+        &self,
+        lease: Box<dyn Lease>,
+        own: BoxLoad<CacheLanding<K, V>, E>,
+    ) -> Result<Arrival<K, V>, LoadError<E>> {
+        let mut arrival = match landed(own.await) {
+            Ok(arrival) => arrival,
+            Err(error) => {
+                match &error {
+                    LoadError::Failed(_) => lease.fail(RemoteKind::Failed),
+                    LoadError::Panicked(_) => lease.fail(RemoteKind::Panicked),
+                    LoadError::TimedOut(_) => lease.fail(RemoteKind::TimedOut),
+                    _ => drop(lease),
+                }
+                return Err(error);
+            }
+        };
+        // Tags are known to this instance alone, so what has some is for it alone.
+        match &mut arrival.bound_for {
+            Destination::Shelf(storing) if storing.tags.is_none() => {
+                let life = self.settled(storing);
+                storing.life = capped(life, self.cap());
+                storing.shared = Some(Stamp { token: lease.token(), outcome: None });
+                self.publish(lease, &arrival.value, life, storing.cost);
+                Ok(arrival)
+            }
+            _ => {
+                lease.keep_local();
+                self.alone(Ok(arrival))
+            }
+        }
+    }
+
+    /// In the background: nobody who waits for the value waits for this.
+    fn publish(&self, lease: Box<dyn Lease>, value: &V, life: Lifetime, cost: Duration) {
+        let Some(shared) = self.flights.hook.shared() else { return };
+        let mut payload = Vec::new();
+        if shared.codec.encode(value, &mut payload).is_err() {
+            tracing::warn!("a value could not be encoded; it stays in this instance");
+            return lease.keep_local();
+        }
+        let lives = life.ttl + life.stale_while_revalidate.max(life.stale_if_error);
+        let what = Publication { payload, codec: shared.codec.id(), fresh: life.ttl, lives, cost };
+        let (flights, key, token) = (Arc::downgrade(&self.flights), self.errand.key.clone(), lease.token());
+        sync::spawn(async move {
+            if lease.publish(what).await == Published::Superseded
+                && let Some(flights) = flights.upgrade()
+            {
+                drop_up_to(&flights.hook.shelf, &key, token);
+            }
+        });
+    }
+}
+
+/// A load of one key does not leave it out.
+fn landed<K, V, E>(result: Result<CacheLanding<K, V>, LoadError<E>>) -> Result<Arrival<K, V>, LoadError<E>> {
+    result?.ok_or(LoadError::Cancelled)
+}
+
+/// Drops what is on the shelf unless its load was later than the one of this token.
+fn drop_up_to<K: Key, V: Value>(shelf: &Shelf<K, V>, key: &K, token: Token) {
+    if shelf.find(key).is_some_and(|entry| entry.token() <= token) {
+        shelf.remove(key);
+        shelf.announce();
+    }
+}
+
+impl<K, V, E> EventSink for CacheFlights<K, V, E>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+{
+    fn invalidated(&self, key: &[u8], up_to: Token) {
+        let Some(key) = self.hook.shared().and_then(|shared| (shared.read)(key)) else { return };
+        // In this order: a load from before is not stored any more when the value goes.
+        self.forget(&key);
+        drop_up_to(&self.hook.shelf, &key, up_to);
+    }
+
+    fn replaced(&self, key: &[u8], by: Token) {
+        if let Some(key) = self.hook.shared().and_then(|shared| (shared.read)(key)) {
+            drop_up_to(&self.hook.shelf, &key, by.saturating_sub(1));
+        }
+    }
+
+    fn all_doubtful(&self) {
+        self.hook.shelf.clear();
+        self.hook.shelf.announce();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life(ttl: u64, revalidate: u64, if_error: u64) -> Lifetime {
+        let secs = Duration::from_secs;
+        Lifetime { ttl: secs(ttl), stale_while_revalidate: secs(revalidate), stale_if_error: secs(if_error) }
+    }
+
+    #[test]
+    fn beyond_the_cap_a_value_stands_in_for_failures_alone() {
+        let cap = Duration::from_secs(30);
+        assert_eq!(capped(life(10, 5, 7), cap), life(10, 5, 7));
+        assert_eq!(capped(life(28, 5, 7), cap), life(28, 2, 7));
+        assert_eq!(capped(life(30, 5, 7), cap), life(30, 0, 7));
+        assert_eq!(capped(life(100, 5, 7), cap), life(30, 0, 77));
+        assert_eq!(capped(life(0, 50, 60), cap), life(0, 30, 60));
+    }
+
+    #[test]
+    fn what_is_left_of_a_value_is_within_its_own_life_and_this_caches_windows() {
+        let secs = Duration::from_secs;
+        let value = |fresh, stale, lives| SharedValue {
+            payload: Vec::new(),
+            codec: 0,
+            token: 1,
+            fresh_for: secs(fresh),
+            stale_since: secs(stale),
+            age: secs(0),
+            lives_for: secs(lives),
+            cost: secs(0),
+        };
+        let windows = life(60, 10, 20);
+        assert_eq!(rest_of(&value(5, 0, 25), &windows), life(5, 10, 20));
+        assert_eq!(rest_of(&value(5, 0, 12), &windows), life(5, 7, 7));
+        assert_eq!(rest_of(&value(0, 4, 16), &windows), life(0, 6, 16));
+        assert_eq!(rest_of(&value(0, 15, 5), &windows), life(0, 0, 5));
+    }
+}

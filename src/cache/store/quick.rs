@@ -1,0 +1,158 @@
+//! Entries in `quick_cache`.
+//!
+//! Its shards are behind locks. What leaves a shard is carried out of the lock before it is dropped or noted, and
+//! weighing happens before the lock is taken; of the user's code only `Hash`, `Eq` and the `Clone` of a hit run
+//! inside.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+
+use super::Weigher;
+use crate::cache::departures::{Departures, EvictionCause};
+use crate::cache::entry::Entry;
+use crate::flight::{Key, Value};
+use crate::sync::RandomState;
+
+pub(in crate::cache) struct QuickStore<K, V> {
+    cache: Cache<K, Weighed<V>, AsNoted, RandomState, CarryOut>,
+    weigher: Option<Weigher<K, V>>,
+    departures: Option<Arc<Departures<K, V>>>,
+}
+
+/// An entry and its weight, which must be the same whenever the store asks.
+#[derive(Clone)]
+struct Weighed<V> {
+    entry: Entry<V>,
+    weight: u32,
+}
+
+#[derive(Clone)]
+struct AsNoted;
+
+impl<K, V> Weighter<K, Weighed<V>> for AsNoted {
+    #[inline]
+    fn weight(&self, _: &K, weighed: &Weighed<V>) -> u64 {
+        weighed.weight.into()
+    }
+}
+
+/// Takes what leaves a shard along, to be dropped after the shard's lock.
+#[derive(Clone)]
+struct CarryOut;
+
+/// What an insert made leave.
+struct Carried<K, V> {
+    left: Vec<(K, Weighed<V>)>,
+    /// Of these, how many for want of room. The others were replaced.
+    evicted: usize,
+}
+
+impl<K, V> Default for Carried<K, V> {
+    fn default() -> Self {
+        Self { left: Vec::new(), evicted: 0 }
+    }
+}
+
+impl<K, V> Lifecycle<K, Weighed<V>> for CarryOut {
+    type RequestState = Carried<K, V>;
+
+    /// Not called of what is replaced.
+    fn before_evict(&self, carried: &mut Carried<K, V>, _: &K, _: &mut Weighed<V>) {
+        carried.evicted += 1;
+    }
+
+    fn on_evict(&self, carried: &mut Carried<K, V>, key: K, weighed: Weighed<V>) {
+        carried.left.push((key, weighed));
+    }
+}
+
+/// With a weigher nobody knows how many entries there will be; this sizes the memory of keys that left.
+const WEIGHED_ENTRIES: u64 = 10_000;
+
+impl<K, V> QuickStore<K, V>
+where
+    K: Key,
+    V: Value,
+{
+    pub(super) fn new(
+        capacity: u64,
+        weigher: Option<Weigher<K, V>>,
+        departures: Option<Arc<Departures<K, V>>>,
+    ) -> Self {
+        let entries = if weigher.is_some() { capacity.min(WEIGHED_ENTRIES) } else { capacity };
+        let options = OptionsBuilder::new()
+            .weight_capacity(capacity)
+            .estimated_items_capacity(usize::try_from(entries).unwrap_or(usize::MAX))
+            .build()
+            .expect("both that it asks for are set");
+        let cache = Cache::with_options(options, AsNoted, RandomState::new(), CarryOut);
+        Self { cache, weigher, departures }
+    }
+
+    #[inline]
+    pub(super) fn get<Q>(&self, key: &Q) -> Option<Entry<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.cache.get(key).map(|weighed| weighed.entry)
+    }
+
+    pub(super) fn insert(&self, key: K, entry: Entry<V>) {
+        self.write(key, entry, Some(EvictionCause::Replaced));
+    }
+
+    pub(super) fn rewrite(&self, key: K, entry: Entry<V>) {
+        self.write(key, entry, None);
+    }
+
+    /// `replaced`: what to note of the entry whose place this one takes, if anything.
+    fn write(&self, key: K, entry: Entry<V>, replaced: Option<EvictionCause>) {
+        let weight = self.weigher.as_ref().map_or(1, |weigher| weigher(&key, &entry.value));
+        let own = self.departures.is_some().then(|| key.clone());
+        let mut carried = Carried::default();
+        self.cache.insert_with_lifecycle(key, Weighed { entry, weight }, &mut carried);
+        let (Some(departures), Some(own)) = (&self.departures, own) else { return };
+        // The key's old entry goes before the new one, should that find no room itself.
+        let mut is_replaced = carried.left.len() > carried.evicted;
+        for (key, weighed) in carried.left {
+            let cause = if is_replaced && key == own {
+                is_replaced = false;
+                replaced
+            } else {
+                Some(EvictionCause::Capacity)
+            };
+            if let Some(cause) = cause {
+                departures.note(Arc::new(key), weighed.entry.value, cause);
+            }
+        }
+    }
+
+    pub(super) fn remove<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.invalidated(self.cache.remove(key));
+    }
+
+    pub(super) fn clear(&self) {
+        self.invalidated(self.cache.drain());
+    }
+
+    fn invalidated(&self, left: impl IntoIterator<Item = (K, Weighed<V>)>) {
+        for (key, weighed) in left {
+            if let Some(departures) = &self.departures {
+                departures.note(Arc::new(key), weighed.entry.value, EvictionCause::Invalidated);
+            }
+        }
+    }
+
+    pub(super) fn size(&self) -> (u64, u64) {
+        (self.cache.len() as u64, self.cache.weight())
+    }
+}

@@ -1,0 +1,203 @@
+//! One flight: who waits, where its load is, how it ended. Its mutex orders everything that happens to it.
+
+use std::task::Waker;
+
+use super::lineage::Link;
+use super::plan::BoxLoad;
+use super::table::Place;
+use super::waiters::{LEADER, Waiters};
+use crate::error::LoadError;
+use crate::sync::{Arc, Mutex, OnceLock};
+
+/// How a flight ended.
+pub(super) enum Landing<V, E> {
+    Done(Result<V, LoadError<E>>),
+    /// Its load was dropped because nobody waited. Whoever came while that happened starts over.
+    Abandoned,
+}
+
+impl<V: Clone, E> Clone for Landing<V, E> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Done(result) => Self::Done(result.clone()),
+            Self::Abandoned => Self::Abandoned,
+        }
+    }
+}
+
+/// One run of one loader that more than its leader's first poll may see.
+pub(super) struct Flight<K, V, E> {
+    pub(super) key: K,
+    pub(super) place: Place,
+    pub(super) landing: OnceLock<Landing<V, E>>,
+    pub(super) state: Mutex<State<V, E>>,
+}
+
+// Independent facts, each read on its own.
+#[allow(clippy::struct_excessive_bools)]
+pub(super) struct State<V, E> {
+    /// Not, or no longer, in the table: nobody joins, and the result is not stored.
+    pub(super) closed: bool,
+    pub(super) landed: bool,
+    /// The first poll of the load, in its leader's own poll, is not over: the leader is here, without a slot.
+    pub(super) boarding: bool,
+    /// Runs with nobody waiting and holds one of the `max_abandoned` places.
+    pub(super) unattended: bool,
+    /// Nobody wants the load, which is being polled right now: whoever polls it drops it.
+    pub(super) unwanted: bool,
+    pub(super) waiters: Waiters,
+    /// The load between two polls.
+    pub(super) load: Option<BoxLoad<V, E>>,
+    /// Wakes the task that drives the load, once it has found it pending.
+    pub(super) driver: Option<Waker>,
+    /// The leader's, if there is one, for as long as it waits.
+    pub(super) link: Option<Arc<Link>>,
+    #[cfg(all(test, stampede_loom))]
+    task: Option<crate::sync::AbortHandle>,
+}
+
+/// What a leader, whose poll ends, leaves behind.
+pub(super) struct HandedOver<V, E> {
+    pub(super) load: BoxLoad<V, E>,
+    /// None if nobody led.
+    pub(super) leader: Option<Waker>,
+    pub(super) link: Option<Arc<Link>>,
+}
+
+impl<V, E> State<V, E> {
+    fn new(boarding: bool) -> Self {
+        Self {
+            closed: false,
+            landed: false,
+            boarding,
+            unattended: false,
+            unwanted: false,
+            waiters: Waiters::new(),
+            load: None,
+            driver: None,
+            link: None,
+            #[cfg(all(test, stampede_loom))]
+            task: None,
+        }
+    }
+}
+
+impl<K, V, E> Flight<K, V, E> {
+    fn with(key: K, place: Place, state: State<V, E>) -> Arc<Self> {
+        Arc::new(Self { key, place, landing: OnceLock::new(), state: Mutex::new(state) })
+    }
+
+    /// Of a leader that polls its load for the first time.
+    pub(super) fn joined(key: K, place: Place) -> Arc<Self> {
+        Self::with(key, place, State::new(true))
+    }
+
+    /// For nobody.
+    #[cfg(feature = "cache")]
+    pub(super) fn unattended(key: K, place: Place) -> Arc<Self> {
+        Self::with(key, place, State { unattended: true, ..State::new(false) })
+    }
+
+    /// Of a leader whose first poll is over, and whom nobody has joined.
+    pub(super) fn handed_over(key: K, place: Place, over: HandedOver<V, E>) -> Arc<Self> {
+        let mut state = State::new(false);
+        state.receive(over);
+        Self::with(key, place, state)
+    }
+
+    pub(super) fn landing(&self) -> Option<Landing<V, E>>
+    where
+        V: Clone,
+    {
+        self.landing.get().cloned()
+    }
+
+    pub(super) fn landed(&self) -> bool {
+        self.state.lock().landed
+    }
+
+    /// Waits on with another waker, unless the flight has landed meanwhile.
+    pub(super) fn keep_waiting(&self, slot: u32, waker: &Waker) -> bool {
+        let mut state = self.state.lock();
+        if state.landed {
+            return false;
+        }
+        let old = state.waiters.update(slot, waker);
+        drop(state);
+        drop(old);
+        true
+    }
+
+    /// Puts the leader, whose poll ends, in its slot, and its load where the driver finds it.
+    pub(super) fn hand_over(&self, over: HandedOver<V, E>) {
+        self.state.lock().receive(over);
+    }
+
+    /// A seat for somebody who only wants to know when the flight ends.
+    #[cfg(feature = "cache")]
+    pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
+        let mut state = self.state.lock();
+        if state.landed { None } else { state.waiters.add(waker) }
+    }
+
+    pub(super) fn take_load(&self) -> Option<BoxLoad<V, E>> {
+        self.state.lock().load.take()
+    }
+
+    /// Keeps a pending load until its next poll, which `driver` brings about, or gives it back because nobody wants it
+    /// any more.
+    pub(super) fn park_load(&self, load: BoxLoad<V, E>, driver: &Waker) -> Option<BoxLoad<V, E>> {
+        let mut state = self.state.lock();
+        if state.unwanted {
+            return Some(load);
+        }
+        state.load = Some(load);
+        if state.driver.as_ref().is_some_and(|known| known.will_wake(driver)) {
+            return None;
+        }
+        let old = state.driver.replace(driver.clone());
+        drop(state);
+        drop(old);
+        None
+    }
+
+    /// True if the flight has landed; else `driver` is told when it has.
+    pub(super) fn landed_or_tells(&self, driver: &Waker) -> bool {
+        let mut state = self.state.lock();
+        if state.landed {
+            return true;
+        }
+        let old = state.driver.replace(driver.clone());
+        drop(state);
+        drop(old);
+        false
+    }
+
+    /// The driver's task, for a model to end as a dying runtime would.
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn driven_by(&self, task: crate::sync::AbortHandle) {
+        self.state.lock().task = Some(task);
+    }
+
+    #[cfg(all(test, stampede_loom))]
+    pub(super) fn take_task(&self) -> Option<crate::sync::AbortHandle> {
+        self.state.lock().task.take()
+    }
+}
+
+impl<V, E> State<V, E> {
+    fn receive(&mut self, over: HandedOver<V, E>) {
+        self.load = Some(over.load);
+        self.link = over.link;
+        self.waiters.lead(over.leader);
+        self.boarding = false;
+    }
+
+    /// Takes the waiter out of its slot, the leader with what ties it to its own callers. Both belong to others: they
+    /// are dropped, and cut, outside the flight's lock.
+    pub(super) fn remove(&mut self, slot: u32) -> (Option<Waker>, Option<Arc<Link>>) {
+        let waker = self.waiters.remove(slot);
+        let link = if slot == LEADER { self.link.take() } else { None };
+        (waker, link)
+    }
+}

@@ -1,0 +1,48 @@
+//! Looks for what the store has for a request.
+
+use std::cell::RefCell;
+
+use http::request::Parts;
+
+use super::address::original_uri;
+use super::guard::Guarded;
+use super::page::Reply;
+use crate::cache::Entry;
+use crate::http::key::{KeyInput, MethodClass};
+use crate::http::vary::VarySpec;
+
+/// What the store has for a request.
+pub(super) struct Found {
+    pub(super) entry: Option<Entry<Reply>>,
+    /// The headers beyond the rule that its key has.
+    pub(super) spec: VarySpec,
+}
+
+thread_local! {
+    /// Where keys are written before they are looked up: a hit needs no key of its own.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Looks under the key without the headers that only `Vary` names, and from there where a signpost points.
+/// `None` if the key is too long.
+pub(super) fn look(
+    guard: &Guarded,
+    parts: &Parts,
+    class: MethodClass,
+    generation: u64,
+    extra: &[u8],
+) -> Option<Found> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let original = original_uri(parts);
+        let mut spec = VarySpec::default();
+        loop {
+            let input = KeyInput { class, parts, original, generation, vary: &spec, extra };
+            input.write(&guard.settings.rule, scratch).ok()?;
+            let entry = guard.shelf().find(scratch.as_slice());
+            match entry.as_ref().map(|entry| &entry.value) {
+                Some(Reply::Varies(signpost)) if spec.is_empty() => spec = signpost.spec.clone(),
+                _ => return Some(Found { entry, spec }),
+            }
+        }
+    })
+}

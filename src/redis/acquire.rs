@@ -1,0 +1,128 @@
+//! Asking Redis for a value, or for the lease to load it.
+
+use std::time::Duration;
+
+use redis::Value;
+use tokio::time::Instant;
+
+use super::envelope::{HEADER, Opened, open};
+use super::events::Owner;
+use super::keys::Place;
+use super::link::Fault;
+use super::scripts::{ACQUIRE, Form, integer, run, text};
+use super::tier::Core;
+use crate::coordinate::SharedValue;
+
+/// A question.
+pub(super) struct Question<'a> {
+    pub(super) place: &'a Place,
+    pub(super) schema: u32,
+    pub(super) key: &'a [u8],
+    pub(super) owner: &'a Owner,
+    /// Only a value of a greater token will do.
+    pub(super) newer_than: u64,
+    /// The load that the asker waited for.
+    pub(super) awaited: u64,
+    /// Tokens up to this one are void.
+    pub(super) void: u64,
+    /// False for a lock, which has no value to read.
+    pub(super) reads: bool,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Hit(SharedValue),
+    /// It is stale, and another instance holds the lease of that token for that long; for zero, nobody is to load now.
+    Stale {
+        value: SharedValue,
+        token: u64,
+        left: Duration,
+    },
+    Lead {
+        token: u64,
+        stale: Option<SharedValue>,
+    },
+    Wait {
+        token: u64,
+        left: Duration,
+    },
+    Failed(String),
+    /// What Redis has is not what it should be; its token.
+    Malformed {
+        token: u64,
+        held_by: Option<(u64, Duration)>,
+    },
+    /// Redis answered with an error: there is nothing to be had from it for this key.
+    Refused,
+}
+
+fn ms(number: i64) -> Duration {
+    Duration::from_millis(number.unsigned_abs())
+}
+
+impl Question<'_> {
+    pub(super) async fn ask(&self, core: &Core) -> Result<Answer, Fault> {
+        let commands = |form: Form| {
+            let mut pipeline = redis::pipe();
+            let (value, control) = (self.place.value(), self.place.control());
+            let mut call = ACQUIRE.call(form, &[value.clone(), control]);
+            call.arg(&**self.owner).arg(Core::millis(core.config.lease)).arg(self.newer_than);
+            call.arg(self.awaited).arg(core.control_life()).arg(self.void);
+            pipeline.add_command(call);
+            if self.reads {
+                // Not all of it, whatever somebody may have put there.
+                let most = core.bounds().to_read(self.key);
+                pipeline.cmd("GETRANGE").arg(value).arg(0).arg(most);
+            }
+            pipeline
+        };
+        let asked = Instant::now();
+        let answers = run(&core.link, commands).await?;
+        let answer = self.understand(core, &answers, asked.elapsed()).unwrap_or(Answer::Refused);
+        match &answer {
+            Answer::Refused => core.counters.errors.add(),
+            Answer::Malformed { .. } => core.counters.malformed.add(),
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    fn understand(&self, core: &Core, answers: &[Value], took: Duration) -> Option<Answer> {
+        let Some(Value::Array(reply)) = answers.first() else { return None };
+        let number = |at: usize| reply.get(at).and_then(integer);
+        let (fresh, lives) = (number(2)?, number(3)?);
+        let (value_token, token) = (number(1)?.unsigned_abs(), number(4)?.unsigned_abs());
+        let left = ms(number(5)?);
+        let shared = || -> Option<SharedValue> {
+            let Some(Value::BulkString(bytes)) = answers.get(1) else { return None };
+            let Opened { payload, codec, token, cost, lives: whole } =
+                open(self.key, self.schema, bytes, core.bounds()).ok()?;
+            // It may have been replaced since the script looked.
+            (token == value_token).then(|| SharedValue {
+                payload,
+                codec,
+                token,
+                // As of when it was asked for: freshness is a promise.
+                fresh_for: ms(fresh.max(0)).saturating_sub(took),
+                stale_since: ms(fresh.min(0)),
+                age: whole.saturating_sub(ms(lives)),
+                lives_for: ms(lives),
+                cost,
+            })
+        };
+        Some(match (text(reply.first()?)?, shared()) {
+            ("H", Some(value)) => Answer::Hit(value),
+            ("S", Some(value)) => Answer::Stale { value, token, left },
+            ("R", Some(value)) => Answer::Lead { token, stale: Some(value) },
+            ("L" | "R", _) => Answer::Lead { token, stale: None },
+            ("W", _) => Answer::Wait { token, left },
+            ("E", _) => Answer::Failed(text(reply.get(6)?)?.to_string()),
+            ("H", None) => Answer::Malformed { token: value_token, held_by: None },
+            ("S", None) => Answer::Malformed { token: value_token, held_by: Some((token, left)) },
+            _ => return None,
+        })
+    }
+}
+
+const _: () = assert!(HEADER == 32, "the script reads as many bytes");

@@ -1,0 +1,291 @@
+//! From a URL to connections.
+
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    PushInfo, RedisError, RedisResult, Value,
+};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::config::RedisTierError;
+
+/// A connection that carries commands. Clones share it.
+#[derive(Clone)]
+pub(super) enum Wire {
+    Node(MultiplexedConnection),
+    #[cfg(feature = "redis-cluster")]
+    Cluster(redis::cluster_async::ClusterConnection),
+}
+
+impl Wire {
+    /// Sends all commands at once. An error of one of them is a value among the answers.
+    pub(super) async fn send(&mut self, commands: &Pipeline) -> RedisResult<Vec<Value>> {
+        match self {
+            Self::Node(node) => node.req_packed_commands(commands, 0, commands.len()).await,
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(cluster) => cluster.req_packed_commands(commands, 0, commands.len()).await,
+        }
+    }
+
+    pub(super) async fn ping(&mut self) -> RedisResult<()> {
+        let ping = redis::cmd("PING");
+        match self {
+            Self::Node(node) => ping.query_async(node).await,
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(cluster) => {
+                use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+                // One node that answers is a cluster that may: keys of the others fail on their own.
+                let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+                cluster.route_command(ping, any).await.map(drop)
+            }
+        }
+    }
+}
+
+enum Kind {
+    Node(Box<Client>),
+    #[cfg(feature = "redis-cluster")]
+    Cluster(Box<redis::cluster::ClusterClient>, Vec<Client>),
+    #[cfg(feature = "redis-sentinel")]
+    Sentinel(Box<tokio::sync::Mutex<redis::sentinel::SentinelClient>>),
+}
+
+/// Makes connections.
+pub(super) struct Connector {
+    kind: Kind,
+    timeout: Duration,
+}
+
+fn unusable(why: &str) -> RedisTierError {
+    RedisTierError::Url(format!(
+        "{why}; use redis://[user:password@]host[:port][/database], rediss:// for TLS, redis+unix:///path, \
+         redis-cluster://host:port,host:port or redis-sentinel://host:port,host:port/master[/database]"
+    ))
+}
+
+#[cfg(not(feature = "redis-cluster"))]
+fn cluster(_: &'static str, _: &str, _: Duration) -> Result<Kind, RedisTierError> {
+    Err(RedisTierError::Url("a cluster needs this crate's feature `redis-cluster`".into()))
+}
+
+#[cfg(not(feature = "redis-sentinel"))]
+fn sentinel(_: &'static str, _: &str) -> Result<Kind, RedisTierError> {
+    Err(RedisTierError::Url("Sentinel needs this crate's feature `redis-sentinel`".into()))
+}
+
+/// What the client says of a URL or of its settings. Its text names neither user nor password.
+fn refused_url(error: &RedisError) -> RedisTierError {
+    unusable(error.detail().unwrap_or("it cannot be parsed"))
+}
+
+/// A URL that may name several nodes.
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+struct Parts<'a> {
+    scheme: &'static str,
+    user: &'a str,
+    hosts: Vec<&'a str>,
+    path: &'a str,
+}
+
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+fn parts<'a>(scheme: &'static str, rest: &'a str) -> Result<Parts<'a>, RedisTierError> {
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let hosts: Vec<_> = hosts.split(',').collect();
+    if hosts.iter().any(|host| host.is_empty()) {
+        return Err(unusable("a host is missing"));
+    }
+    Ok(Parts { scheme, user, hosts, path })
+}
+
+fn settled(info: &ConnectionInfo) -> ConnectionInfo {
+    // Events are pushed by version 3 of the protocol alone.
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let tcp = TcpSettings::default().set_nodelay(true);
+    info.clone().set_redis_settings(settings).set_tcp_settings(tcp)
+}
+
+#[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+impl Parts<'_> {
+    fn node(&self, host: &str, database: &str) -> Result<ConnectionInfo, RedisTierError> {
+        let at = if self.user.is_empty() { "" } else { "@" };
+        let url = format!("{}://{}{at}{host}/{database}", self.scheme, self.user);
+        let info = url.into_connection_info().map_err(|error| refused_url(&error))?;
+        Ok(settled(&info))
+    }
+}
+
+impl Connector {
+    pub(super) fn new(url: &str, operation_timeout: Duration) -> Result<Self, RedisTierError> {
+        // A handshake is a few round trips.
+        let timeout = (operation_timeout * 2).max(Duration::from_millis(500));
+        let Some((scheme, rest)) = url.split_once("://") else { return Err(unusable("it has no scheme")) };
+        let kind = match scheme {
+            "redis-cluster" => cluster("redis", rest, timeout)?,
+            "rediss-cluster" => cluster("rediss", rest, timeout)?,
+            "redis-sentinel" => sentinel("redis", rest)?,
+            _ => {
+                let info = url.into_connection_info().map_err(|error| refused_url(&error))?;
+                Kind::Node(Box::new(Client::open(settled(&info)).map_err(|error| refused_url(&error))?))
+            }
+        };
+        Ok(Self { kind, timeout })
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    fn settings(&self) -> AsyncConnectionConfig {
+        // Each caller has a limit of its own.
+        AsyncConnectionConfig::new().set_connection_timeout(Some(self.timeout)).set_response_timeout(None)
+    }
+
+    pub(super) async fn commands(&self) -> RedisResult<Wire> {
+        match &self.kind {
+            Kind::Node(client) => {
+                let node = client.get_multiplexed_async_connection_with_config(&self.settings()).await?;
+                Ok(Wire::Node(node))
+            }
+            #[cfg(feature = "redis-cluster")]
+            Kind::Cluster(client, _) => Ok(Wire::Cluster(client.get_async_connection().await?)),
+            #[cfg(feature = "redis-sentinel")]
+            Kind::Sentinel(client) => {
+                let master = client.lock().await.async_get_client().await?;
+                let node = master.get_multiplexed_async_connection_with_config(&self.settings()).await?;
+                Ok(Wire::Node(node))
+            }
+        }
+    }
+
+    /// A connection for events. In a cluster every node hears them all, so any will do.
+    pub(super) async fn events(
+        &self,
+        sink: UnboundedSender<PushInfo>,
+        attempt: usize,
+    ) -> RedisResult<MultiplexedConnection> {
+        #[cfg(not(feature = "redis-cluster"))]
+        let _ = attempt;
+        let settings = self.settings().set_push_sender(sink);
+        match &self.kind {
+            Kind::Node(client) => client.get_multiplexed_async_connection_with_config(&settings).await,
+            #[cfg(feature = "redis-cluster")]
+            Kind::Cluster(_, seeds) => {
+                let seed = &seeds[attempt % seeds.len()];
+                seed.get_multiplexed_async_connection_with_config(&settings).await
+            }
+            #[cfg(feature = "redis-sentinel")]
+            Kind::Sentinel(client) => {
+                let master = client.lock().await.async_get_client().await?;
+                master.get_multiplexed_async_connection_with_config(&settings).await
+            }
+        }
+    }
+}
+
+#[cfg(feature = "redis-cluster")]
+fn cluster(scheme: &'static str, rest: &str, timeout: Duration) -> Result<Kind, RedisTierError> {
+    let parts = parts(scheme, rest)?;
+    let nodes = parts.hosts.iter().map(|host| parts.node(host, parts.path));
+    let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+    let seeds = nodes.iter().map(|node| Client::open(node.clone()).map_err(|error| refused_url(&error)));
+    let seeds = seeds.collect::<Result<Vec<_>, _>>()?;
+    let client = redis::cluster::ClusterClient::builder(nodes)
+        .use_protocol(ProtocolVersion::RESP3)
+        .tcp_settings(TcpSettings::default().set_nodelay(true))
+        .connection_timeout(timeout)
+        .response_timeout(timeout)
+        .build()
+        .map_err(|error| refused_url(&error))?;
+    Ok(Kind::Cluster(Box::new(client), seeds))
+}
+
+#[cfg(feature = "redis-sentinel")]
+fn sentinel(scheme: &'static str, rest: &str) -> Result<Kind, RedisTierError> {
+    use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
+
+    let parts = parts(scheme, rest)?;
+    let (master, database) = parts.path.split_once('/').unwrap_or((parts.path, ""));
+    if master.is_empty() {
+        return Err(unusable("the name of the master is missing"));
+    }
+    // User, password and database are the master's; sentinels are asked without.
+    let anonymous = Parts { user: "", hosts: Vec::new(), ..parts };
+    let sentinels = parts.hosts.iter().map(|host| anonymous.node(host, ""));
+    let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
+    let node = parts.node(parts.hosts[0], database)?;
+    let node = SentinelNodeConnectionInfo::default()
+        .set_redis_connection_info(node.redis_settings().clone())
+        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    // Its type of the name depends on the client's features.
+    let master: String = master.into();
+    let client = SentinelClient::build(sentinels, master, Some(node), SentinelServerType::Master);
+    let client = client.map_err(|error| refused_url(&error))?;
+    Ok(Kind::Sentinel(Box::new(tokio::sync::Mutex::new(client))))
+}
+
+/// What no later attempt would change; `None` for a server that is out of reach or not ready.
+pub(super) fn lasting(error: &RedisError) -> Option<RedisTierError> {
+    let text = || error.to_string();
+    let code = error.code().unwrap_or_default();
+    match (error.kind(), code) {
+        (ErrorKind::AuthenticationFailed, _) | (_, "NOAUTH" | "WRONGPASS") => {
+            Some(RedisTierError::Credentials(text()))
+        }
+        (ErrorKind::RESP3NotSupported, _) | (_, "NOPROTO") => Some(RedisTierError::Unsupported),
+        (_, "NOPERM") => Some(RedisTierError::Permission(text())),
+        (ErrorKind::InvalidClientConfig, _) => Some(refused_url(error)),
+        (_, "ERR" | "DENIED") => Some(RedisTierError::Refused(text())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(url: &str) -> String {
+        match Connector::new(url, Duration::from_millis(250)) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("{url} was taken"),
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_is_refused_with_the_right_form_and_without_its_password() {
+        for url in
+            ["", "localhost:6379", "http://localhost", "redis://:hunter2@:bad", "redis://h:hunter2/x/y"]
+        {
+            let text = refusal(url);
+            assert!(text.contains("redis://[user:password@]host"), "{url}: {text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_form_is_taken() {
+        for url in ["redis://localhost", "redis://u:p@10.0.0.1:7000/3", "redis+unix:///run/redis.sock"] {
+            Connector::new(url, Duration::from_millis(250)).map(drop).unwrap();
+        }
+        #[cfg(feature = "redis-tls")]
+        Connector::new("rediss://localhost", Duration::from_millis(250)).map(drop).unwrap();
+    }
+
+    #[cfg(feature = "redis-cluster")]
+    #[test]
+    fn a_cluster_is_a_list_of_nodes() {
+        Connector::new("redis-cluster://u:p@a:7000,b:7001", Duration::from_millis(250)).map(drop).unwrap();
+        assert!(refusal("redis-cluster://a:7000,").contains("a host is missing"));
+    }
+
+    #[cfg(feature = "redis-sentinel")]
+    #[test]
+    fn a_sentinel_url_names_its_master() {
+        let url = "redis-sentinel://u:p@a:26379,b:26379/mymaster/2";
+        Connector::new(url, Duration::from_millis(250)).map(drop).unwrap();
+        assert!(refusal("redis-sentinel://a:26379").contains("the name of the master is missing"));
+    }
+}

@@ -1,0 +1,249 @@
+//! The connection for commands: one supervisor keeps it, callers use it or learn at once that it is not there.
+//!
+//! The circuit is open from the first sign that Redis does not answer (a time-out, a broken connection) until it does
+//! and everything that was left undone has been made good. While it is open nobody waits for Redis.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Pipeline, RedisError, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::connector::{Connector, Wire};
+use super::stats::Counters;
+use crate::coordinate::Boxed;
+use crate::sync::Mutex;
+
+/// How often a connection that nobody complains about is tried.
+pub(super) const PING_EVERY: Duration = Duration::from_millis(500);
+/// How often it may fail to answer before it is replaced.
+pub(super) const MISSES: u32 = 2;
+/// How long one that timed out may take over what is sent to set things right.
+const AFTERMATH: Duration = Duration::from_secs(10);
+
+/// What became of an operation that brought no answers.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Nothing was sent.
+    Down,
+    /// It was sent and may be done yet. What must follow it goes through [`Link::after`].
+    TimedOut(Late),
+    /// It may have been done before the connection broke.
+    Broken,
+}
+
+/// The connection of an operation that timed out.
+pub(super) struct Late(Wire);
+
+impl std::fmt::Debug for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Late").finish_non_exhaustive()
+    }
+}
+
+struct State {
+    wire: Option<Wire>,
+    /// Of the connection: what is said of an earlier one does not concern a later.
+    generation: u64,
+    /// False while the circuit is open.
+    trusted: bool,
+}
+
+pub(super) struct Link {
+    state: Mutex<State>,
+    limit: Duration,
+    /// Wakes the supervisor before its time.
+    doubt: Notify,
+    up: watch::Sender<bool>,
+    counters: Arc<Counters>,
+}
+
+/// Makes good what was left undone, and with the link's consent closes the circuit; false if that failed.
+pub(super) type Settle = dyn Fn(Wire, u64) -> Boxed<'static, bool> + Send + Sync;
+
+impl Link {
+    pub(super) fn new(limit: Duration, counters: Arc<Counters>) -> Self {
+        Self {
+            state: Mutex::new(State { wire: None, generation: 0, trusted: false }),
+            limit,
+            doubt: Notify::new(),
+            up: watch::Sender::new(false),
+            counters,
+        }
+    }
+
+    /// True while the circuit is closed.
+    pub(super) fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Waits for the circuit to close; false if that takes too long.
+    pub(super) async fn wait_up(&self, until: Instant) -> bool {
+        let mut up = self.up.subscribe();
+        matches!(timeout_at(until, up.wait_for(|up| *up)).await, Ok(Ok(_)))
+    }
+
+    /// Sends `commands` and waits for their answers, errors among them.
+    pub(super) async fn call(&self, commands: &Pipeline) -> Result<Vec<Value>, Fault> {
+        let (mut wire, generation) = {
+            let state = self.state.lock();
+            match &state.wire {
+                Some(wire) if state.trusted => (wire.clone(), state.generation),
+                _ => return Err(Fault::Down),
+            }
+        };
+        self.counters.operations.add();
+        match timeout(self.limit, wire.send(commands)).await {
+            Ok(Ok(answers)) => {
+                if answers.iter().any(is_wrong_server) {
+                    self.distrust(generation, true);
+                }
+                Ok(answers)
+            }
+            Ok(Err(error)) => {
+                self.counters.errors.add();
+                self.distrust(generation, is_broken(&error));
+                Err(Fault::Broken)
+            }
+            Err(_) => {
+                self.counters.timeouts.add();
+                self.distrust(generation, false);
+                Err(Fault::TimedOut(Late(wire)))
+            }
+        }
+    }
+
+    /// Sends `commands` behind an operation that timed out, on its connection: if that one is done yet, so are these,
+    /// and in this order.
+    pub(super) fn after(late: Late, commands: Pipeline) {
+        let Late(mut wire) = late;
+        tokio::spawn(async move {
+            // Whether it arrives is known to nobody; what must be certain is settled before the circuit closes.
+            let _ = timeout(AFTERMATH, wire.send(&commands)).await;
+        });
+    }
+
+    /// Opens the circuit; a connection that is `gone` is replaced without another try.
+    fn distrust(&self, generation: u64, gone: bool) {
+        let mut state = self.state.lock();
+        if state.generation != generation {
+            return;
+        }
+        state.trusted = false;
+        // A cluster's connection replaces those to its nodes by itself.
+        if gone && matches!(state.wire, Some(Wire::Node(_))) {
+            state.wire = None;
+        }
+        self.up.send_replace(false);
+        drop(state);
+        self.doubt.notify_one();
+    }
+
+    /// Closes the circuit, unless that connection has been replaced.
+    pub(super) fn trust(&self, generation: u64) {
+        let mut state = self.state.lock();
+        if state.generation == generation && state.wire.is_some() {
+            state.trusted = true;
+            self.up.send_replace(true);
+        }
+    }
+
+    fn install(&self, wire: Wire) -> u64 {
+        self.counters.connections.add();
+        let mut state = self.state.lock();
+        state.generation += 1;
+        state.wire = Some(wire);
+        state.trusted = false;
+        state.generation
+    }
+
+    fn uninstall(&self, generation: u64) {
+        self.distrust(generation, true);
+        self.state.lock().wire = None;
+    }
+
+    fn is_gone(&self, generation: u64) -> bool {
+        let state = self.state.lock();
+        state.generation != generation || state.wire.is_none()
+    }
+
+    /// Keeps a connection, from now on to the end of time. `first` is one that is there already.
+    pub(super) async fn supervise(
+        self: Arc<Self>,
+        connector: Arc<Connector>,
+        settle: Box<Settle>,
+        mut first: Option<Wire>,
+    ) {
+        let mut pause = Pause::new();
+        loop {
+            let wire = match first.take() {
+                Some(wire) => Some(wire),
+                None => timeout(connector.timeout(), connector.commands()).await.ok().and_then(Result::ok),
+            };
+            let Some(wire) = wire else {
+                pause.wait().await;
+                continue;
+            };
+            let generation = self.install(wire.clone());
+            if settle(wire.clone(), generation).await {
+                pause = Pause::new();
+                self.watch(wire, generation, &*settle).await;
+            } else {
+                pause.wait().await;
+            }
+            self.uninstall(generation);
+        }
+    }
+
+    /// Tries the connection until it is to be replaced.
+    async fn watch(&self, mut wire: Wire, generation: u64, settle: &Settle) {
+        let mut misses = 0;
+        loop {
+            // After a miss the next try is due at once.
+            if misses == 0 {
+                let _ = timeout(PING_EVERY, self.doubt.notified()).await;
+            }
+            if self.is_gone(generation) {
+                return;
+            }
+            match timeout(self.limit, wire.ping()).await {
+                // This also makes good what failed while the circuit was closed.
+                Ok(Ok(())) if settle(wire.clone(), generation).await => misses = 0,
+                Ok(_) => return,
+                Err(_) => {
+                    self.distrust(generation, false);
+                    misses += 1;
+                    if misses == MISSES {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// True if the connection is of no more use.
+fn is_broken(error: &RedisError) -> bool {
+    error.is_unrecoverable_error() || error.is_connection_dropped()
+}
+
+/// True if another server is to be asked: this one has lost its role or is not ready.
+fn is_wrong_server(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error)
+        if matches!(error.code(), "READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH"))
+}
+
+/// The pauses between attempts to connect: from 20 ms, doubling to 250 ms, each shortened by up to half at random.
+pub(super) struct Pause(Duration);
+
+impl Pause {
+    pub(super) fn new() -> Self {
+        Self(Duration::from_millis(20))
+    }
+
+    pub(super) async fn wait(&mut self) {
+        sleep(self.0.mul_f64(1.0 - rand::random::<f64>() / 2.0)).await;
+        self.0 = (self.0 * 2).min(Duration::from_millis(250));
+    }
+}

@@ -1,0 +1,166 @@
+//! One cache's access to the tier.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::acquire::{Answer, Question};
+use super::events::{Listener, Owner, new_owner, rest};
+use super::keys::Place;
+use super::lease::{Held, LOCAL, RedisLease, kind_from, orphan};
+use super::link::Fault;
+use super::tier::Tier;
+use super::undone::Target;
+use crate::coordinate::{Ask, Boxed, Member, SharedValue, Turn};
+use crate::error::RemoteKind;
+use crate::invalidation::Invalidation;
+
+/// How long one who waits for another instance goes without asking, should no event arrive.
+pub(super) const POLL: Duration = Duration::from_secs(1);
+/// By how much that is lengthened at most, at random, so that those who wait do not ask all at once.
+const POLL_JITTER: Duration = Duration::from_millis(50);
+
+/// The time until the next question about a lease that lasts so long.
+pub(super) fn poll_after(left: Duration) -> Duration {
+    left.min(POLL) + POLL_JITTER.mul_f64(rand::random())
+}
+
+pub(super) struct RedisMember {
+    tier: Arc<Tier>,
+    owner: Owner,
+    cache: Arc<str>,
+    schema: u32,
+    previous_schemas: Vec<u32>,
+}
+
+impl RedisMember {
+    pub(super) fn new(
+        tier: Arc<Tier>,
+        owner: Owner,
+        cache: Arc<str>,
+        schema: u32,
+        previous_schemas: Vec<u32>,
+    ) -> Self {
+        Self { tier, owner, cache, schema, previous_schemas }
+    }
+
+    fn place(&self, schema: u32, key: &[u8]) -> Place {
+        self.tier.core.place(schema, &self.cache, key)
+    }
+
+    async fn turn(&self, key: &Arc<[u8]>, ask: Ask) -> Turn {
+        let core = &self.tier.core;
+        let limit = core.config.operation_timeout;
+        if !core.link.is_up() {
+            return Turn::Alone;
+        }
+        // What Redis has under this key may be what it has yet to be told to drop.
+        if timeout(limit, core.undone.told(&self.cache, key)).await.is_err() {
+            return Turn::Alone;
+        }
+        let place = self.place(self.schema, key);
+        // Of its own for each flight: asking twice is asking once, and no other flight's lease is taken for its own.
+        let owner = new_owner();
+        let events: Arc<[u8]> = rest(&self.owner, &self.cache, key).into();
+        let listener = Listener::new(&core.waits, &self.cache, key);
+        let mut question = Question {
+            place: &place,
+            schema: self.schema,
+            key,
+            owner: &owner,
+            newer_than: ask.newer_than.unwrap_or(0),
+            awaited: 0,
+            void: 0,
+            reads: true,
+        };
+        let mut waited = false;
+        let mut until = None;
+        let mine = orphan(place.clone(), &owner, None, &events);
+        loop {
+            // Before the question: what happens after the answer is heard.
+            let word = listener.next_word();
+            let sent = Instant::now();
+            question.void = core.epoch(&self.cache);
+            let answer = match question.ask(core).await {
+                Ok(answer) => answer,
+                Err(fault) => {
+                    let broken = matches!(fault, Fault::Broken);
+                    if !matches!(fault, Fault::Down) {
+                        core.disown(mine.clone(), fault);
+                    }
+                    // A connection that broke may be back before this caller's time is up.
+                    let until = *until.get_or_insert(sent + limit);
+                    if broken && core.link.wait_up(until).await {
+                        continue;
+                    }
+                    return Turn::Alone;
+                }
+            };
+            until = None;
+            let (token, left) = match answer {
+                Answer::Hit(value) => return Turn::Hit { value, waited },
+                Answer::Refused => return Turn::Alone,
+                Answer::Failed(kind) if kind == LOCAL => return Turn::Alone,
+                Answer::Failed(kind) => return Turn::Failed(kind_from(&kind)),
+                Answer::Lead { token, stale } => {
+                    let held = Held::new(core, orphan(place, &owner, Some(token), &events), sent);
+                    let lease = Box::new(RedisLease { held, schema: self.schema, key: Arc::clone(key) });
+                    return Turn::Lead { lease, stale };
+                }
+                Answer::Stale { value, token, left } => {
+                    if ask.newer_than.is_none() && Self::will_do(&value, ask) {
+                        return Turn::Stale(value);
+                    }
+                    if left.is_zero() {
+                        return Turn::Failed(RemoteKind::Failed);
+                    }
+                    (token, left)
+                }
+                Answer::Wait { token, left } | Answer::Malformed { held_by: Some((token, left)), .. } => {
+                    (token, left)
+                }
+                Answer::Malformed { token, held_by: None } => {
+                    // Something newer, then: this caller's own load, if nobody else's.
+                    question.newer_than = question.newer_than.max(token);
+                    continue;
+                }
+            };
+            waited = true;
+            question.awaited = token;
+            let _ = timeout(poll_after(left), word).await;
+        }
+    }
+
+    fn will_do(value: &SharedValue, ask: Ask) -> bool {
+        value.stale_since <= ask.stale_for
+    }
+}
+
+impl Member for RedisMember {
+    fn enter<'a>(&'a self, key: &'a Arc<[u8]>, ask: Ask) -> Boxed<'a, Turn> {
+        Box::pin(self.turn(key, ask))
+    }
+
+    fn invalidate(&self, key: Arc<[u8]>) -> Invalidation {
+        let schemas = std::iter::once(&self.schema).chain(&self.previous_schemas);
+        let places = schemas.map(|&schema| self.place(schema, &key)).collect();
+        let target = Target { cache: Arc::clone(&self.cache), key: Some(key) };
+        self.tier.core.invalidate(target, Arc::clone(&self.owner), places)
+    }
+
+    fn invalidate_all(&self) -> Invalidation {
+        let target = Target { cache: Arc::clone(&self.cache), key: None };
+        self.tier.core.invalidate(target, Arc::clone(&self.owner), Arc::default())
+    }
+
+    fn local_ttl_cap(&self) -> Duration {
+        let core = &self.tier.core;
+        // Without Redis this instance is alone: asking its origin more often would help nobody.
+        if core.subscription.is_live() || !core.link.is_up() {
+            core.config.local_ttl_cap
+        } else {
+            core.config.unsubscribed_ttl_cap.min(core.config.local_ttl_cap)
+        }
+    }
+}

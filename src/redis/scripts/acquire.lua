@@ -1,0 +1,59 @@
+-- Reads the value of a key, or takes the lease to load it.
+--
+-- KEYS  1 value, 2 control record
+-- ARGV  1 owner, 2 lease in ms, 3 only a value of a greater token will do, 4 the token of the load that the caller
+--       waited for, 5 lifetime of the control record in ms, 6 tokens up to this one are void
+-- Returns { what, token of the value, ms it stays fresh (less than 0: since when it is not), ms it lives,
+--           token of the lease, ms the lease lasts, kind of failure }
+-- What: H fresh; S stale, someone else is at it; R stale, the lease is yours; L the lease is yours;
+--       W wait for the lease's holder; E the holder failed.
+local value, control = KEYS[1], KEYS[2]
+local owner, lease, newer_than, awaited = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local life, void = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local time = redis.call('TIME')
+local us = time[1] * 1000000 + time[2]
+local ms = math.floor(us / 1000)
+local c = redis.call('HMGET', control, 't', 'o', 'x', 'i', 'e', 'm', 'u')
+local last, holder, lease_end = tonumber(c[1] or '0'), c[2], tonumber(c[3] or '0')
+local failed, backing_off = tonumber(c[5] or '0'), tonumber(c[7] or '0') > ms
+local floor = math.max(tonumber(c[4] or '0'), void)
+
+local held, token, fresh, lives = false, 0, 0, 0
+local header = redis.call('GETRANGE', value, 0, 31)
+if #header == 32 then
+  local magic, format, _, _, _, t, fresh_ms, hard_ms = struct.unpack('>BBBBI4I8I4I4', header)
+  lives = redis.call('PTTL', value)
+  -- Beyond 2^53 numbers here are not exact, and no clock is.
+  if magic == 0xc5 and format == 1 and t < 2 ^ 53 and lives > 0 then
+    token = t
+    -- A value from before an invalidation is none.
+    held = t > floor -- check: value floor
+    fresh = fresh_ms - (hard_ms - lives)
+  end
+end
+
+if held and fresh > 0 and token > newer_than then
+  return { 'H', token, fresh, lives, 0, 0, '' }
+end
+local left = lease_end - ms
+-- A lease that ends later than any can last is from before the clock was set back.
+if holder and holder ~= owner and left > 0 and left <= life then
+  redis.call('HSET', control, 'w', '1')
+  return { held and 'S' or 'W', token, fresh, lives, last, left, '' }
+end
+if failed > 0 then
+  if held and backing_off then return { 'S', token, fresh, lives, 0, 0, '' } end
+  if not held and (backing_off or failed == awaited) then return { 'E', 0, 0, 0, failed, 0, c[6] } end
+end
+
+-- A clock and a counter in one: it grows even if the control record is lost or another server takes over.
+local mine = math.max(us, last + 1, token + 1, void + 1)
+redis.call('HSET', control, 't', string.format('%.0f', mine), 'o', owner, 'x', string.format('%.0f', ms + lease))
+if not c[1] then
+  -- Nobody knows what was invalidated before this record was made, so loads from before it are void.
+  redis.call('HSET', control, 'i', string.format('%.0f', mine - 1)) -- check: birth floor
+end
+redis.call('HDEL', control, 'e', 'm', 'u')
+redis.call('PEXPIRE', control, life)
+return { held and 'R' or 'L', token, fresh, lives, mine, lease, '' }

@@ -1,0 +1,12 @@
+-- Voids everything of one cache, or of the whole namespace.
+--
+-- KEYS  1 epochs
+-- ARGV  1 the cache, or "" for all, 2 channel, 3 the rest of the event
+-- Returns the token up to which everything is void.
+local time = redis.call('TIME')
+local us = time[1] * 1000000 + time[2]
+local token = math.max(us, tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0') + 1)
+local text = string.format('%.0f', token)
+redis.call('HSET', KEYS[1], ARGV[1], text)
+redis.call('PUBLISH', ARGV[2], 'e' .. string.char(#text) .. text .. ARGV[3])
+return token

@@ -1,0 +1,82 @@
+//! The connection for events: made again whenever it breaks, and what was missed meanwhile made good.
+
+use std::sync::Arc;
+
+use redis::aio::MultiplexedConnection;
+use redis::{PushInfo, PushKind, Value};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
+
+use super::connector::{Connector, Wire};
+use super::link::{MISSES, PING_EVERY, Pause};
+use super::tier::Core;
+
+/// Listens to the end of time. `begun` is told once events arrive for the first time.
+pub(super) async fn subscribe(core: Arc<Core>, connector: Arc<Connector>, begun: Arc<Notify>) {
+    let mut pause = Pause::new();
+    let mut attempt = 0;
+    loop {
+        if let Some((node, events)) = subscribed(&core, &connector, attempt).await {
+            pause = Pause::new();
+            // From here on nothing is missed; before, anything may have been.
+            core.subscription.set(true);
+            core.gap();
+            begun.notify_one();
+            listen(&core, node, events).await;
+            core.subscription.set(false);
+            // Those who wait for an event ask for themselves from now on.
+            core.waits.wake_all();
+        }
+        attempt += 1;
+        pause.wait().await;
+    }
+}
+
+async fn subscribed(
+    core: &Core,
+    connector: &Connector,
+    attempt: usize,
+) -> Option<(MultiplexedConnection, UnboundedReceiver<PushInfo>)> {
+    let (sink, events) = unbounded_channel();
+    let connected = async {
+        let mut node = connector.events(sink, attempt).await.ok()?;
+        node.subscribe(&core.channel).await.ok()?;
+        Some(node)
+    };
+    let node = timeout(connector.timeout(), connected).await.ok()??;
+    // In a cluster another node may have them; that one was asked when the commands' connection was made.
+    let answered = core.read_epochs(&mut Wire::Node(node.clone())).await;
+    answered.then_some((node, events))
+}
+
+async fn listen(core: &Core, node: MultiplexedConnection, mut events: UnboundedReceiver<PushInfo>) {
+    let mut wire = Wire::Node(node);
+    let mut misses = 0;
+    loop {
+        match timeout(PING_EVERY, events.recv()).await {
+            Ok(Some(push)) => match push.kind {
+                PushKind::Message => {
+                    // Of one channel: its name, and the message.
+                    if let Some(Value::BulkString(message)) = push.data.get(1) {
+                        core.hear(message);
+                    }
+                }
+                PushKind::Disconnection => return,
+                _ => {}
+            },
+            Ok(None) => return,
+            // A silence may be one of the network.
+            Err(_) => match timeout(core.config.operation_timeout, wire.ping()).await {
+                Ok(Ok(())) => misses = 0,
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    misses += 1;
+                    if misses == MISSES {
+                        return;
+                    }
+                }
+            },
+        }
+    }
+}

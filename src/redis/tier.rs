@@ -1,0 +1,407 @@
+//! The tier: one pair of connections and what all caches and locks on it share.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use redis::{RedisError, Value};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::config::{RedisConfig, RedisTierError};
+use super::connector::{Connector, Wire, lasting};
+use super::envelope::Bounds;
+use super::events::{Event, Owner, Subscription, Waits, What, rest};
+use super::keys::{Place, channel, epochs};
+use super::link::{Fault, Link};
+use super::member::RedisMember;
+use super::scripts::{EPOCH, Form, INVALIDATE, RELEASE, integer, introduce, run, single, text};
+use super::stats::{Counters, RedisStats};
+use super::subscriber::subscribe;
+use super::undone::{Invalidate, Orphan, Target, Undone};
+use crate::coordinate::{Coordinator, EventSink, Member, Membership, SharedTier};
+use crate::invalidation::Invalidation;
+use crate::sync::Mutex;
+
+/// A Redis server, cluster or Sentinel group that the instances of a service share.
+///
+/// Give it to [`StampedeCacheBuilder::redis`](crate::StampedeCacheBuilder::redis), and one flight spans all instances:
+/// of all callers in all processes that miss one key, one runs the loader, and the others get its value. Values are
+/// kept in Redis beside each instance's memory, and an invalidation reaches every instance. While Redis is out of
+/// reach each instance goes on alone.
+///
+/// A clone is a cheap handle to the same connections; they close with the last handle and the last cache on it.
+///
+/// ```no_run
+/// use stampede_guard::{RedisConfig, RedisTier, StampedeCache};
+///
+/// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = RedisConfig { namespace: "shop".into(), ..RedisConfig::default() };
+/// let tier = RedisTier::connect("redis://localhost", config).await?;
+/// let products: StampedeCache<u64, String> =
+///     StampedeCache::builder().name("products").redis(tier.clone()).build()?;
+/// # drop(products); Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RedisTier(pub(super) Arc<Tier>);
+
+/// What every handle shares. The tasks below it do not hold it, and end with it.
+pub(super) struct Tier {
+    pub(super) core: Arc<Core>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Tier {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+pub(super) struct Core {
+    pub(super) config: RedisConfig,
+    pub(super) link: Arc<Link>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) waits: Waits,
+    pub(super) subscription: Subscription,
+    pub(super) undone: Undone,
+    pub(super) channel: String,
+    members: Mutex<Vec<Listening>>,
+    /// The tokens up to which all of a cache is void; under the empty name, all of the namespace.
+    epochs: Mutex<HashMap<Arc<str>, u64>>,
+    /// The connection that was last made ready.
+    ready: AtomicU64,
+    /// Where work goes on whose caller may be anywhere, or gone.
+    pub(super) runtime: Handle,
+}
+
+/// A cache that is told what others do.
+struct Listening {
+    name: Arc<str>,
+    owner: Owner,
+    sink: Weak<dyn EventSink>,
+}
+
+impl fmt::Debug for RedisTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisTier").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl From<RedisTier> for SharedTier {
+    fn from(tier: RedisTier) -> Self {
+        Self(tier.0)
+    }
+}
+
+impl RedisTier {
+    /// Connects to Redis 6.0 or later, or Valkey. The URL is one of
+    ///
+    /// - `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS (feature `redis-tls`);
+    /// - `redis+unix:///path[?db=database]`;
+    /// - `redis-cluster://[user:password@]host:port,host:port,..`, or `rediss-cluster://` (feature `redis-cluster`);
+    /// - `redis-sentinel://[user:password@]host:port,host:port,../master[/database]` (feature `redis-sentinel`).
+    ///   The sentinels themselves are asked without credentials.
+    ///
+    /// A server that is out of reach is no error: every instance serves, alone, and is joined to the others within a
+    /// second of the server's return.
+    ///
+    /// # Errors
+    ///
+    /// What no later attempt would change: a setting outside its range, a wrong URL, wrong credentials, missing
+    /// permissions, an unsupported server.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime with time and I/O.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is left behind if the future is dropped.
+    pub async fn connect(url: &str, config: RedisConfig) -> Result<Self, RedisTierError> {
+        config.check()?;
+        let connector = Arc::new(Connector::new(url, config.operation_timeout)?);
+        let first = match timeout(connector.timeout(), first_contact(&connector)).await {
+            Ok(Ok(wire)) => Some(wire),
+            Ok(Err(error)) => match lasting(&error) {
+                Some(refusal) => return Err(refusal),
+                None => None,
+            },
+            Err(_) => None,
+        };
+        if first.is_none() {
+            tracing::warn!("Redis is out of reach; this instance goes on alone until it answers");
+        }
+        let counters = Arc::new(Counters::default());
+        let limit = config.operation_timeout;
+        let core = Arc::new(Core {
+            link: Arc::new(Link::new(limit, Arc::clone(&counters))),
+            counters,
+            waits: Waits::default(),
+            subscription: Subscription::default(),
+            undone: Undone::default(),
+            channel: channel(&config.namespace),
+            members: Mutex::new(Vec::new()),
+            epochs: Mutex::new(HashMap::new()),
+            ready: AtomicU64::new(0),
+            runtime: Handle::current(),
+            config,
+        });
+        let is_there = first.is_some();
+        let begun = Arc::new(Notify::new());
+        let settling = Arc::clone(&core);
+        let settle = Box::new(move |wire, generation| {
+            let core = Arc::clone(&settling);
+            Box::pin(async move { core.settle(wire, generation).await }) as _
+        });
+        let commands = Arc::clone(&core.link).supervise(Arc::clone(&connector), settle, first);
+        let events = subscribe(Arc::clone(&core), Arc::clone(&connector), Arc::clone(&begun));
+        let tasks = [tokio::spawn(commands), tokio::spawn(events)];
+        let tier = Self(Arc::new(Tier { core, tasks }));
+        if is_there {
+            // So that the first caller need not wait for it, and no event is missed from here on.
+            let _ = timeout(connector.timeout(), begun.notified()).await;
+        }
+        Ok(tier)
+    }
+
+    /// What happened so far: a snapshot.
+    #[must_use]
+    pub fn stats(&self) -> RedisStats {
+        let core = &self.0.core;
+        let counters = &core.counters;
+        RedisStats {
+            circuit_open: !core.link.is_up(),
+            subscribed: core.subscription.is_live(),
+            operations: counters.operations.get(),
+            timeouts: counters.timeouts.get(),
+            errors: counters.errors.get(),
+            connections: counters.connections.get(),
+            leases: counters.leases.get(),
+            published: counters.published.get(),
+            superseded: counters.superseded.get(),
+            kept_local: counters.kept_local.get(),
+            malformed: counters.malformed.get(),
+            pending_invalidations: core.undone.pending() as u64,
+        }
+    }
+}
+
+/// A connection whose server knows the scripts.
+async fn first_contact(connector: &Connector) -> Result<Wire, RedisError> {
+    let mut wire = connector.commands().await?;
+    introduce(&mut wire).await?;
+    Ok(wire)
+}
+
+impl Coordinator for Tier {
+    fn join(self: Arc<Self>, who: Membership) -> Arc<dyn Member> {
+        let owner = super::events::new_owner();
+        let listening = Listening { name: Arc::clone(&who.name), owner: Arc::clone(&owner), sink: who.sink };
+        let mut members = self.core.members.lock();
+        members.retain(|member| member.sink.strong_count() > 0);
+        members.push(listening);
+        drop(members);
+        Arc::new(RedisMember::new(self, owner, who.name, who.schema, who.previous_schemas))
+    }
+}
+
+impl Core {
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds { bytes: self.config.max_value_bytes, compress_over: self.config.compress_over }
+    }
+
+    pub(super) fn millis(span: Duration) -> u64 {
+        u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn control_life(&self) -> u64 {
+        Self::millis(self.config.control_life())
+    }
+
+    pub(super) fn place(&self, schema: u32, cache: &str, key: &[u8]) -> Place {
+        Place::new(&self.config.namespace, schema, cache, key)
+    }
+
+    /// Tokens up to this one are void for the cache.
+    pub(super) fn epoch(&self, cache: &str) -> u64 {
+        let epochs = self.epochs.lock();
+        let of = |name: &str| epochs.get(name).copied().unwrap_or(0);
+        of("").max(of(cache))
+    }
+
+    fn raise_epoch(&self, cache: &str, token: u64) {
+        let mut epochs = self.epochs.lock();
+        let epoch = epochs.entry(cache.into()).or_default();
+        *epoch = token.max(*epoch);
+    }
+
+    fn sinks(&self, concerned: impl Fn(&Listening) -> bool) -> Vec<Arc<dyn EventSink>> {
+        // Cloned out of the lock: what a cache does with an event may run code of its user.
+        let members = self.members.lock();
+        members.iter().filter(|member| concerned(member)).filter_map(|member| member.sink.upgrade()).collect()
+    }
+
+    /// Anything may have happened unheard.
+    pub(super) fn gap(&self) {
+        for sink in self.sinks(|_| true) {
+            sink.all_doubtful();
+        }
+        self.waits.wake_all();
+    }
+
+    pub(super) fn hear(&self, message: &[u8]) {
+        let Some(event) = Event::read(message) else { return };
+        // A cache has done to itself what it tells others.
+        let others = |member: &Listening| {
+            *member.owner != *event.owner && (event.cache.is_empty() || *member.name == *event.cache)
+        };
+        match event.what {
+            What::Released => {}
+            What::Published => {
+                for sink in self.sinks(others) {
+                    sink.replaced(event.key, event.token);
+                }
+            }
+            What::Invalidated => {
+                for sink in self.sinks(others) {
+                    sink.invalidated(event.key, event.token);
+                }
+            }
+            What::Epoch => {
+                self.raise_epoch(event.cache, event.token);
+                for sink in self.sinks(others) {
+                    sink.all_doubtful();
+                }
+            }
+        }
+        self.waits.wake(event.cache, event.key);
+    }
+
+    /// Learns what was voided as a whole while this instance did not listen.
+    pub(super) async fn read_epochs(&self, wire: &mut Wire) -> bool {
+        let read = single(redis::cmd("HGETALL").arg(epochs(&self.config.namespace)).clone());
+        let answer = timeout(self.config.operation_timeout, wire.send(&read)).await;
+        let Ok(Ok(answers)) = answer else { return false };
+        match answers.into_iter().next() {
+            Some(Value::Map(found)) => {
+                for (cache, token) in found {
+                    if let (Some(cache), Some(Ok(token))) = (text(&cache), text(&token).map(str::parse)) {
+                        self.raise_epoch(cache, token);
+                    }
+                }
+                true
+            }
+            // A server that is not ready; or something else's key, which has nothing to say.
+            Some(Value::ServerError(error)) => error.code() == "WRONGTYPE",
+            _ => true,
+        }
+    }
+
+    /// Before the circuit closes: the server knows the scripts, no lease is held by nobody, and everything that was
+    /// invalidated is.
+    async fn settle(&self, mut wire: Wire, generation: u64) -> bool {
+        let limit = self.config.operation_timeout;
+        if self.ready.load(Ordering::Acquire) != generation {
+            if !matches!(timeout(limit, introduce(&mut wire)).await, Ok(Ok(()))) {
+                return false;
+            }
+            if !self.read_epochs(&mut wire).await {
+                return false;
+            }
+            self.ready.store(generation, Ordering::Release);
+        }
+        let orphans = self.undone.take_orphans();
+        for (at, orphan) in orphans.iter().enumerate() {
+            let release = single(self.release(Form::Code, orphan, "", Duration::ZERO));
+            if !matches!(timeout(limit, wire.send(&release)).await, Ok(Ok(_))) {
+                orphans.iter().skip(at).for_each(|orphan| self.undone.add_orphan(orphan.clone()));
+                return false;
+            }
+        }
+        let mut told = 0;
+        loop {
+            for invalidate in self.undone.after(told) {
+                told = told.max(invalidate.number);
+                let command = single(self.invalidation(Form::Code, &invalidate));
+                let Ok(Ok(answers)) = timeout(limit, wire.send(&command)).await else { return false };
+                // One that Redis refuses stays, its key is not read meanwhile, and the next ping tries again.
+                if let Some(token) = answers.first().and_then(integer) {
+                    self.invalidated(&invalidate, token);
+                }
+            }
+            if self.undone.if_none_after(told, || self.link.trust(generation)) {
+                return true;
+            }
+        }
+    }
+
+    /// Sends an invalidation that was noted; what comes of it is known by its handle.
+    pub(super) fn invalidate(
+        self: &Arc<Self>,
+        target: Target,
+        owner: Owner,
+        places: Arc<[Place]>,
+    ) -> Invalidation {
+        let (answer, told) = oneshot::channel();
+        let invalidate = self.undone.add(target, owner, places, answer);
+        let core = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let sent = run(&core.link, |form| single(core.invalidation(form, &invalidate))).await;
+            match sent.ok().and_then(|answers| answers.first().and_then(integer)) {
+                Some(token) => core.invalidated(&invalidate, token),
+                None => core.undone.failed(&invalidate),
+            }
+        });
+        Invalidation::pending(told)
+    }
+
+    fn invalidated(&self, invalidate: &Invalidate, token: i64) {
+        if invalidate.target.key.is_none() {
+            self.raise_epoch(&invalidate.target.cache, token.unsigned_abs());
+        }
+        self.undone.done(invalidate);
+    }
+
+    fn invalidation(&self, form: Form, invalidate: &Invalidate) -> redis::Cmd {
+        let target = &invalidate.target;
+        if let Some(key) = &target.key {
+            let names = invalidate.places.iter().flat_map(|place| [place.value(), place.control()]);
+            let mut call = INVALIDATE.call(form, &names.collect::<Vec<_>>());
+            call.arg(&self.channel).arg(self.control_life());
+            call.arg(rest(&invalidate.owner, &target.cache, key));
+            call
+        } else {
+            let mut call = EPOCH.call(form, &[epochs(&self.config.namespace)]);
+            call.arg(&*target.cache).arg(&self.channel);
+            call.arg(rest(&invalidate.owner, &target.cache, &[]));
+            call
+        }
+    }
+
+    /// A failure of this kind is told for that long.
+    pub(super) fn release(&self, form: Form, held: &Orphan, kind: &str, told_for: Duration) -> redis::Cmd {
+        let mut call = RELEASE.call(form, &[held.place.control()]);
+        call.arg(&*held.owner).arg(held.token.map_or_else(String::new, |token| token.to_string()));
+        call.arg(kind)
+            .arg(Self::millis(told_for))
+            .arg(&self.channel)
+            .arg(self.control_life())
+            .arg(&*held.rest);
+        call
+    }
+
+    /// An operation that may have left this lease behind has failed.
+    pub(super) fn disown(&self, orphan: Orphan, fault: Fault) {
+        if let Fault::TimedOut(late) = fault {
+            Link::after(late, single(self.release(Form::Code, &orphan, "", Duration::ZERO)));
+        }
+        self.undone.add_orphan(orphan);
+    }
+}

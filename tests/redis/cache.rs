@@ -1,0 +1,418 @@
+//! A cache that shares a tier, while Redis does what it should.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::server::{Server, quick, soon, tier, until};
+use futures_util::FutureExt;
+use stampede_guard::{
+    LoadError, Loaded, Outcome, RedisConfig, RedisTier, RemoteKind, StaleReason, StampedeCache,
+    StampedeCacheBuilder,
+};
+use tokio::sync::{Barrier, Notify, Semaphore};
+
+type Cache<V = String> = StampedeCache<u64, V, String>;
+
+fn builder<V>(tier: &RedisTier) -> StampedeCacheBuilder<u64, V, String>
+where
+    V: serde::Serialize + serde::de::DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    StampedeCache::builder().jitter(0.0).name("products").redis(tier.clone())
+}
+
+fn cache(tier: &RedisTier) -> Cache {
+    builder(tier).build().unwrap()
+}
+
+/// The value, and how it was come by.
+async fn fetch(cache: &Cache, key: u64, loads: &'static str) -> (String, Outcome) {
+    let fetched =
+        soon(cache.get_or_load_with(key, move |_| async move { Ok(Loaded::new(loads.to_string())) }));
+    let fetched = fetched.await.unwrap();
+    (fetched.value, fetched.outcome)
+}
+
+/// Waits until the values that were loaded are in Redis.
+async fn published(tier: &RedisTier, values: u64) {
+    until("published", || tier.stats().published >= values).await;
+}
+
+#[tokio::test]
+async fn a_value_that_one_instance_loaded_is_a_shared_hit_in_another() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    assert_eq!(fetch(&a, 1, "first").await, ("first".into(), Outcome::Loaded));
+    published(&one, 1).await;
+    assert_eq!(fetch(&a, 1, "again").await, ("first".into(), Outcome::Hit));
+    assert_eq!(fetch(&b, 1, "second").await, ("first".into(), Outcome::SharedHit));
+    assert_eq!(fetch(&b, 1, "second").await, ("first".into(), Outcome::Hit));
+    assert_eq!((a.stats().flights.loads, b.stats().flights.loads, b.stats().shared), (1, 0, 1));
+}
+
+#[tokio::test]
+async fn a_hit_is_one_round_trip_and_a_miss_is_two() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    fetch(&a, 1, "first").await;
+    published(&one, 1).await;
+    assert_eq!(one.stats().operations, 2, "{:?}", one.stats());
+    fetch(&b, 1, "second").await;
+    assert_eq!(two.stats().operations, 1, "{:?}", two.stats());
+}
+
+#[tokio::test]
+async fn of_all_callers_in_all_instances_one_loads_and_the_others_are_woken() {
+    const INSTANCES: usize = 4;
+    const CALLERS: usize = 25;
+    let server = Server::start();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let (started, go) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
+    let mut instances = Vec::new();
+    for _ in 0..INSTANCES {
+        instances.push(tier(&server).await);
+    }
+    let caches: Vec<_> = instances.iter().map(cache).collect();
+    let mut callers = Vec::new();
+    for cache in &caches {
+        for _ in 0..CALLERS {
+            let (cache, loads) = (cache.clone(), Arc::clone(&loads));
+            let (started, go) = (Arc::clone(&started), Arc::clone(&go));
+            callers.push(tokio::spawn(async move {
+                let load = move |_| async move {
+                    loads.fetch_add(1, Ordering::SeqCst);
+                    started.notify_one();
+                    let _ = go.acquire().await;
+                    Ok(Loaded::new("value".to_string()))
+                };
+                soon(cache.get_or_load_with(1, load)).await.unwrap().outcome
+            }));
+        }
+    }
+    soon(started.notified()).await;
+    // Each instance has asked, and waits for the one that loads.
+    until("all asked", || instances.iter().all(|tier| tier.stats().operations >= 1)).await;
+    go.add_permits(INSTANCES * CALLERS);
+    let mut outcomes = Vec::new();
+    for caller in callers {
+        outcomes.push(caller.await.unwrap());
+    }
+    let count = |outcome| outcomes.iter().filter(|&&seen| seen == outcome).count();
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    assert_eq!(count(Outcome::Loaded), 1, "{outcomes:?}");
+    assert_eq!(count(Outcome::SharedWait) + count(Outcome::SharedHit), INSTANCES - 1, "{outcomes:?}");
+    assert_eq!(count(Outcome::Coalesced), INSTANCES * (CALLERS - 1));
+}
+
+#[tokio::test]
+async fn an_invalidation_reaches_every_instance_and_the_shared_value() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    fetch(&a, 1, "old").await;
+    fetch(&a, 2, "other").await;
+    published(&one, 2).await;
+    fetch(&b, 1, "unused").await;
+    fetch(&b, 2, "unused").await;
+    soon(a.invalidate(&1)).await.unwrap();
+    assert_eq!(a.get(&1), None);
+    until("the other instance dropped it", || b.get(&1).is_none()).await;
+    assert_eq!(b.get(&2), Some("other".into()));
+    assert_eq!(fetch(&b, 1, "new").await, ("new".into(), Outcome::Loaded));
+    published(&two, 1).await;
+    assert_eq!(fetch(&a, 1, "unused").await, ("new".into(), Outcome::SharedHit));
+}
+
+#[tokio::test]
+async fn an_insert_drops_what_others_have() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    fetch(&a, 1, "old").await;
+    published(&one, 1).await;
+    fetch(&b, 1, "unused").await;
+    a.insert(1, "inserted".into());
+    until("the other instance dropped it", || b.get(&1).is_none()).await;
+    assert_eq!(a.get(&1), Some("inserted".into()), "its own event does not concern it");
+    assert_eq!(fetch(&b, 1, "new").await, ("new".into(), Outcome::Loaded));
+}
+
+#[tokio::test]
+async fn everything_of_one_cache_is_voided_at_once() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    let other: Cache = builder(&one).name("users").build().unwrap();
+    for key in 0..3 {
+        fetch(&a, key, "old").await;
+        fetch(&other, key, "kept").await;
+    }
+    published(&one, 6).await;
+    fetch(&b, 0, "unused").await;
+    a.invalidate_all();
+    until("told", || one.stats().pending_invalidations == 0).await;
+    until("the other instance dropped it", || b.get(&0).is_none()).await;
+    assert_eq!(fetch(&b, 0, "new").await, ("new".into(), Outcome::Loaded));
+    assert_eq!(fetch(&b, 1, "new").await, ("new".into(), Outcome::Loaded));
+    // One that comes later learns of it, too.
+    let late = tier(&server).await;
+    assert_eq!(fetch(&cache(&late), 2, "new").await, ("new".into(), Outcome::Loaded));
+    let third: Cache = builder(&late).name("users").build().unwrap();
+    assert_eq!(fetch(&third, 0, "unused").await, ("kept".into(), Outcome::SharedHit));
+}
+
+#[tokio::test]
+async fn an_error_is_shared_with_those_who_waited_for_that_load() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    let (started, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, goes) = (Arc::clone(&started), Arc::clone(&go));
+    let leader = tokio::spawn(async move {
+        let load = || async move {
+            starts.notify_one();
+            goes.notified().await;
+            Err("the database is down".to_string())
+        };
+        a.get_or_load(1, load).await
+    });
+    soon(started.notified()).await;
+    let waiter = tokio::spawn(async move {
+        let answer = soon(b.get_or_load(1, || async { Ok("unused".into()) })).await;
+        (answer, b)
+    });
+    until("the other waits", || two.stats().operations == 1).await;
+    go.notify_one();
+    assert!(matches!(soon(leader).await.unwrap(), Err(LoadError::Failed(_))));
+    let (answer, b) = soon(waiter).await.unwrap();
+    assert!(matches!(answer, Err(LoadError::Remote { kind: RemoteKind::Failed })), "{answer:?}");
+    // It is told to nobody else.
+    assert_eq!(fetch(&b, 1, "new").await, ("new".into(), Outcome::Loaded));
+}
+
+#[tokio::test]
+async fn a_back_off_tells_the_error_to_everyone_for_its_time() {
+    let server = Server::start();
+    let config = RedisConfig { error_backoff: Duration::from_secs(3_600), ..quick() };
+    let one = RedisTier::connect(&server.url(), config.clone()).await.unwrap();
+    let two = RedisTier::connect(&server.url(), config).await.unwrap();
+    let (a, b) = (cache(&one), cache(&two));
+    let failed = soon(a.get_or_load(1, || async { Err("down".to_string()) })).await;
+    assert!(matches!(failed, Err(LoadError::Failed(_))));
+    until("the failure is told", || server.keys().iter().any(|key| key.ends_with(":c"))).await;
+    until("the failure is told", || server.command("HGET t:1:0:{products/k1}:c m").contains("failed")).await;
+    let answer = soon(b.get_or_load(1, || async { Ok("unused".into()) })).await;
+    assert!(matches!(answer, Err(LoadError::Remote { kind: RemoteKind::Failed })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_stale_value_is_refreshed_by_one_instance_and_served_by_all() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let stale = |tier| -> Cache {
+        let builder = builder(tier).ttl(Duration::from_millis(50));
+        builder.stale_while_revalidate(Duration::from_secs(3_600)).build().unwrap()
+    };
+    let (a, b) = (stale(&one), stale(&two));
+    fetch(&a, 1, "old").await;
+    published(&one, 1).await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let (started, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, goes) = (Arc::clone(&started), Arc::clone(&go));
+    let load = |_| async move {
+        starts.notify_one();
+        goes.notified().await;
+        Ok(Loaded::new("new".to_string()).ttl(Duration::from_secs(3_600)))
+    };
+    // The first to see it stale refreshes; it knew nothing of the key before, and is answered at once all the same.
+    let answer = soon(b.get_or_load_with(1, load)).await.unwrap();
+    assert_eq!(answer.value, "old");
+    assert!(matches!(answer.outcome, Outcome::Stale { reason: StaleReason::Revalidating, .. }), "{answer:?}");
+    soon(started.notified()).await;
+    assert_eq!(fetch(&b, 1, "unused").await.0, "old");
+    let third = tier(&server).await;
+    let (value, outcome) = fetch(&stale(&third), 1, "unused").await;
+    assert_eq!(value, "old");
+    assert!(matches!(outcome, Outcome::Stale { reason: StaleReason::Revalidating, .. }), "{outcome:?}");
+    go.notify_one();
+    published(&two, 1).await;
+    for cache in [&a, &b] {
+        let mut value = String::new();
+        while value != "new" {
+            value = fetch(cache, 1, "unused").await.0;
+            assert_ne!(value, "unused", "the lease's own instance does not load beside it either");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_forced_refresh_loads_though_the_value_is_fresh_everywhere() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    fetch(&a, 1, "old").await;
+    published(&one, 1).await;
+    fetch(&b, 1, "unused").await;
+    assert!(b.refresh(1, || async { Ok("new".to_string()) }));
+    published(&two, 1).await;
+    until("it is here", || b.get(&1).as_deref() == Some("new")).await;
+    until("the older one is dropped", || a.get(&1).is_none()).await;
+    assert_eq!(fetch(&a, 1, "unused").await, ("new".into(), Outcome::SharedHit));
+    // And where nothing is known of the key, too.
+    let third = tier(&server).await;
+    let c = cache(&third);
+    assert!(c.refresh(1, || async { Ok("newest".to_string()) }));
+    published(&third, 1).await;
+}
+
+#[tokio::test]
+async fn what_an_instance_keeps_ends_by_the_cap_and_is_asked_for_again() {
+    let server = Server::start();
+    let config = RedisConfig { local_ttl_cap: Duration::from_millis(40), ..quick() };
+    let tier = RedisTier::connect(&server.url(), config).await.unwrap();
+    let cache = cache(&tier);
+    fetch(&cache, 1, "value").await;
+    published(&tier, 1).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(cache.get(&1), None);
+    assert_eq!(fetch(&cache, 1, "unused").await, ("value".into(), Outcome::SharedHit));
+}
+
+#[tokio::test]
+async fn times_are_the_leaders_and_jitter_is_applied_once() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let jittered = |tier, jitter| -> Cache {
+        builder(tier).ttl(Duration::from_secs(20)).jitter(jitter).seed(1).build().unwrap()
+    };
+    let a = jittered(&one, 1.0);
+    for key in 0..20 {
+        fetch(&a, key, "value").await;
+    }
+    published(&one, 20).await;
+    // What a jitter of 1 left of each; the reader's own jitter would shorten it again.
+    let b = jittered(&two, 1.0);
+    let mut shortest = i64::MAX;
+    for key in 0..20 {
+        let left = server.command(&format!("PTTL t:1:0:{{products/k{key}}}:v"));
+        let left: i64 = left.trim_start_matches(':').trim().parse().unwrap();
+        assert!(left <= 20_000);
+        shortest = shortest.min(left);
+        if left > 2_000 {
+            assert_eq!(fetch(&b, key, "unused").await.1, Outcome::SharedHit);
+            assert!(b.get(&key).is_some());
+        }
+    }
+    assert!(shortest < 15_000, "jitter shortens: {shortest}");
+}
+
+#[tokio::test]
+async fn what_has_tags_or_is_uncacheable_stays_in_its_instance() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    let tagged = |_| async { Ok(Loaded::new("tagged".to_string()).tags(["t"])) };
+    soon(a.get_or_load_with(1, tagged)).await.unwrap();
+    assert_eq!(a.get(&1).as_deref(), Some("tagged"));
+    soon(a.get_or_load_with(2, |_| async { Ok(Loaded::new("once".to_string()).uncacheable()) }))
+        .await
+        .unwrap();
+    until("both are kept", || one.stats().kept_local == 2).await;
+    assert_eq!(fetch(&b, 1, "own").await, ("own".into(), Outcome::Loaded));
+    assert_eq!(fetch(&b, 2, "own").await, ("own".into(), Outcome::Loaded));
+    assert_eq!(one.stats().published, 0);
+}
+
+#[tokio::test]
+async fn a_cache_on_a_tier_needs_a_name() {
+    let server = Server::start();
+    let tier = tier(&server).await;
+    let refused = StampedeCache::<u64, u64>::builder().redis(tier.clone()).build().unwrap_err();
+    assert_eq!(refused.field(), "name");
+    let refused = StampedeCache::<u64, u64>::builder().redis(tier).name("a b").build().unwrap_err();
+    assert_eq!(refused.field(), "name");
+}
+
+#[tokio::test]
+async fn a_values_cost_travels_with_it() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let early = |tier| -> Cache {
+        let always = stampede_guard::EarlyRefresh::XFetch { beta: 1_000.0 };
+        builder(tier).ttl(Duration::from_secs(10)).early_refresh(always).build().unwrap()
+    };
+    let a = early(&one);
+    let slow = |_| async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        Ok(Loaded::new("slow".to_string()))
+    };
+    soon(a.get_or_load_with(1, slow)).await.unwrap();
+    published(&one, 1).await;
+    let b = early(&two);
+    assert_eq!(fetch(&b, 1, "unused").await.1, Outcome::SharedHit);
+    // With a load of 30 ms and so great a beta nearly every draw says refresh.
+    until("refreshed early", || {
+        let _ = b.get_or_load(1, || async { Ok("early".to_string()) }).now_or_never();
+        two.stats().published > 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_own_codec_and_compression_are_used() {
+    struct Upper;
+    impl stampede_guard::Codec<String> for Upper {
+        fn id(&self) -> u8 {
+            200
+        }
+        fn encode(&self, value: &String, out: &mut Vec<u8>) -> Result<(), stampede_guard::CodecError> {
+            out.extend_from_slice(value.to_uppercase().as_bytes());
+            Ok(())
+        }
+        fn decode(&self, bytes: &[u8]) -> Result<String, stampede_guard::CodecError> {
+            String::from_utf8(bytes.to_vec()).map_err(stampede_guard::CodecError::new)
+        }
+    }
+    let server = Server::start();
+    let config = RedisConfig { compress_over: Some(100), ..quick() };
+    let one = RedisTier::connect(&server.url(), config.clone()).await.unwrap();
+    let two = RedisTier::connect(&server.url(), config).await.unwrap();
+    let own = |tier: &RedisTier| -> Cache {
+        let builder = StampedeCache::builder().name("products");
+        builder.redis_with(tier.clone(), Upper).build().unwrap()
+    };
+    let a = own(&one);
+    let long = || async { Ok("a".repeat(10_000)) };
+    soon(a.get_or_load(1, long)).await.unwrap();
+    published(&one, 1).await;
+    let length = server.command("STRLEN t:1:0:{products/k1}:v");
+    assert!(length.trim_start_matches(':').trim().parse::<usize>().unwrap() < 1_000, "{length}");
+    assert_eq!(fetch(&own(&two), 1, "unused").await, ("A".repeat(10_000), Outcome::SharedHit));
+    // The default codec does not read it: another format is a miss.
+    assert_eq!(fetch(&cache(&two), 1, "own").await, ("own".into(), Outcome::Loaded));
+}
+
+#[tokio::test]
+async fn callers_of_one_key_meet_in_their_process_before_redis_is_asked() {
+    let server = Server::start();
+    let tier = tier(&server).await;
+    let cache = cache(&tier);
+    let together = Arc::new(Barrier::new(50));
+    let callers: Vec<_> = (0..50)
+        .map(|_| {
+            let (cache, together) = (cache.clone(), Arc::clone(&together));
+            tokio::spawn(async move {
+                together.wait().await;
+                fetch(&cache, 1, "value").await
+            })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(soon(caller).await.unwrap().0, "value");
+    }
+    published(&tier, 1).await;
+    assert_eq!(tier.stats().operations, 2);
+}

@@ -1,0 +1,138 @@
+//! A TCP proxy that can stop passing on, in one direction or both.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+#[derive(Default)]
+struct Rules {
+    /// Nothing goes through any more on the connections there are, and they stay open.
+    hole: AtomicBool,
+    /// Answers are swallowed from the next request on that holds this text.
+    swallow_after: std::sync::Mutex<Option<Vec<u8>>>,
+    /// The connection is cut right behind that request.
+    cut: AtomicBool,
+    connections: AtomicUsize,
+    /// Of connections that are made from now on.
+    target: std::sync::Mutex<Option<SocketAddr>>,
+    /// Cuts the connections there are.
+    cut_all: Notify,
+}
+
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    rules: Arc<Rules>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub(crate) async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let rules = Arc::<Rules>::default();
+        let mine = Arc::clone(&rules);
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let target = mine.target.lock().unwrap().unwrap_or(target);
+                let Ok(server) = TcpStream::connect(target).await else { continue };
+                mine.connections.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(pass(client, server, Arc::clone(&mine)));
+            }
+        });
+        Self { port, rules, task }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn black_hole(&self, on: bool) {
+        self.rules.hole.store(on, Ordering::SeqCst);
+    }
+
+    /// Cuts all connections and leads new ones elsewhere.
+    pub(crate) fn retarget(&self, target: SocketAddr) {
+        *self.rules.target.lock().unwrap() = Some(target);
+        self.rules.cut_all.notify_waiters();
+    }
+
+    /// From the next request that holds `text`, that connection's answers are lost.
+    pub(crate) fn swallow_answers_after(&self, text: &str) {
+        *self.rules.swallow_after.lock().unwrap() = Some(text.into());
+    }
+
+    /// The next request that holds `text` reaches the server, and then its connection is cut.
+    pub(crate) fn cut_after(&self, text: &str) {
+        self.rules.cut.store(true, Ordering::SeqCst);
+        self.swallow_answers_after(text);
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.rules.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
+    let end = Arc::clone(&rules);
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let mute = Arc::new(AtomicBool::new(false));
+    let (requests, muting) = (Arc::clone(&rules), Arc::clone(&mute));
+    let mut there = tokio::spawn(async move {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+            if requests.hole.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            {
+                let mut text = requests.swallow_after.lock().unwrap();
+                if text
+                    .as_ref()
+                    .is_some_and(|text| buffer[..read].windows(text.len()).any(|part| part == text))
+                {
+                    *text = None;
+                    muting.store(true, Ordering::SeqCst);
+                }
+            }
+            if to_server.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
+            if muting.load(Ordering::SeqCst) && requests.cut.swap(false, Ordering::SeqCst) {
+                return;
+            }
+        }
+    });
+    let mut back = tokio::spawn(async move {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+            if rules.hole.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            if mute.load(Ordering::SeqCst) {
+                continue;
+            }
+            if to_client.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio::select! {
+        _ = &mut there => back.abort(),
+        _ = &mut back => there.abort(),
+        () = end.cut_all.notified() => {
+            there.abort();
+            back.abort();
+        }
+    }
+}
