@@ -5,6 +5,8 @@
 mod calls;
 #[path = "support/mod.rs"]
 mod common;
+#[path = "support/everything.rs"]
+mod everything;
 #[path = "grpc/failures.rs"]
 mod failures;
 #[path = "grpc/interop.rs"]

@@ -3,6 +3,8 @@
 
 #[path = "security/attacks.rs"]
 mod attacks;
+#[path = "support/everything.rs"]
+mod everything;
 #[path = "security/failures.rs"]
 mod failures;
 #[path = "security/point_01.rs"]

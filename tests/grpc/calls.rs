@@ -14,6 +14,7 @@ use stampede_guard::{GrpcMethod, GrpcStampedeGuard, RequestBody, StampedeGuard};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::common::Runs;
+use crate::everything::Everything;
 
 const METHOD: &str = "/inventory.Inventory/GetStock";
 const MESSAGE: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
@@ -295,6 +296,17 @@ async fn a_name_that_never_matches_shows() {
     server.call(ask()).await;
     let unmatched = guard.stats().unmatched_methods;
     assert_eq!(unmatched, ["/inventory.Inventori/*", "/inventory.Inventory/GetStok"]);
+
+    let log = Everything::default();
+    let _listens = tracing::subscriber::set_default(log.clone());
+    for _ in 0..200 {
+        server.call(ask()).await;
+    }
+    let log = log.0.lock().unwrap();
+    for name in unmatched {
+        assert_eq!(log.matches(&name).count(), 1, "{name} is spoken of once: {log}");
+    }
+    assert!(!log.contains("GetStock"), "{log}");
 }
 
 #[tokio::test]

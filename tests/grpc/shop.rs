@@ -100,7 +100,6 @@ pub(crate) type Client = InventoryClient<Channel>;
 
 /// A shop behind a guard on a clock that stands still, with its clients.
 pub(crate) struct Shopping {
-    pub(crate) shop: Shop,
     pub(crate) guard: GrpcStampedeGuard,
     pub(crate) clock: ManualClock,
     pub(crate) site: Site,
@@ -120,7 +119,7 @@ impl Shopping {
         let guard = settings(builder).build().unwrap();
         let routes = Routes::new(shop.service());
         let site = Site::new(On::Tonic, Front::Grpc(guard.clone()), routes).await;
-        Self { shop: shop.clone(), guard, clock, site }
+        Self { guard, clock, site }
     }
 
     pub(crate) async fn client(&self) -> Client {
