@@ -60,7 +60,7 @@
 //! |---|---|---|
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
-//! | `grpc` | no | `GrpcStampedeGuard`: unary gRPC methods that opted in, under tonic or axum |
+//! | `grpc` | no | [`GrpcStampedeGuard`]: unary gRPC methods that opted in, under tonic or axum |
 //! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
 //! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |

@@ -36,6 +36,7 @@ impl Refusal {
     }
 
     /// The response, in the words of the request.
+    #[cfg_attr(not(feature = "grpc"), allow(unused_variables))]
     pub(super) fn respond<R>(self, class: MethodClass) -> Response<GuardBody<R>> {
         #[cfg(feature = "grpc")]
         if class == MethodClass::Unary {

@@ -10,10 +10,10 @@ use futures_util::future::{BoxFuture, join, join_all};
 use futures_util::{FutureExt, StreamExt, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use stampede_guard::{GrpcMethod, GrpcStampedeGuard, RequestBody, StampedeGuard};
+use stampede_guard::{GrpcMethod, GrpcStampedeGuard, ManualClock, RequestBody, StampedeGuard};
 use tower::{Layer, ServiceExt, service_fn};
 
-use crate::common::Runs;
+use crate::common::{Runs, clocked};
 use crate::everything::Everything;
 
 const METHOD: &str = "/inventory.Inventory/GetStock";
@@ -193,7 +193,9 @@ async fn what_is_no_grpc_is_each_callers_own() {
 
 #[tokio::test]
 async fn a_reply_for_one_client_is_each_callers_own() {
-    for (name, value) in [("set-cookie", "a=1"), ("cache-control", "private"), ("vary", "*")] {
+    for (name, value) in
+        [("set-cookie", "a=1"), ("cache-control", "private"), ("vary", "*"), ("vary", "user-agent")]
+    {
         let server = Server::new(guard(), move |_| async move {
             let mut response = good();
             response.headers_mut().insert(name, value.parse().unwrap());
@@ -281,6 +283,57 @@ async fn a_reply_that_breaks_off_is_unavailable_to_those_who_waited() {
     assert!(later.broke_off);
     assert_eq!(herd.iter().filter(|seen| seen.broke_off).count(), 1);
     assert_eq!(herd.iter().filter(|seen| seen.status() == Some("14")).count(), 2);
+}
+
+/// A clock, a guard on it whose replies are stale after a minute and good in place of errors for ten more.
+fn lenient() -> (ManualClock, GrpcStampedeGuard) {
+    let (clock, builder) = clocked();
+    let times = GrpcMethod::new()
+        .ttl(Duration::from_secs(60))
+        .stale_while_revalidate(Duration::ZERO)
+        .stale_if_error(Duration::from_secs(600));
+    (clock, builder.grpc_method_with(METHOD, times).build().unwrap())
+}
+
+#[tokio::test]
+async fn an_old_reply_stands_in_for_trouble_behind_a_message() {
+    for is_late in [false, true] {
+        let (clock, guard) = lenient();
+        let server = Server::new(guard, move |run| async move {
+            let trouble = Some(Frame::trailers(headers(&[("grpc-status", "14")])));
+            let late = stream::once(async move {
+                for _ in 0..if is_late { 3 } else { 0 } {
+                    tokio::task::yield_now().await;
+                }
+                Ok::<_, Infallible>(trouble.unwrap())
+            });
+            let mut response = good();
+            if run > 1 {
+                *response.body_mut() = Body::new(StreamBody::new(late));
+            }
+            response
+        });
+        server.call(ask()).await;
+        clock.advance(Duration::from_secs(61));
+        let seen = join_all((0..3).map(|_| server.call(ask()))).await;
+        assert_eq!(server.runs.get(), 2);
+        let troubled = seen.iter().filter(|seen| seen.status() == Some("14")).count();
+        // One that is told late is the caller's own: its head had gone out.
+        assert_eq!(troubled, usize::from(is_late), "{seen:?}");
+        assert_eq!(seen.iter().filter(|seen| seen.body == MESSAGE).count(), 3 - troubled);
+    }
+}
+
+#[tokio::test]
+async fn trailers_count_towards_the_bytes_stored() {
+    let long = "x".repeat(10_000);
+    let server = Server::new(guard(), move |_| {
+        let trailers = headers(&[("grpc-status", "0"), ("x-long", &long)]);
+        async move { reply(&[MESSAGE], Some(trailers)) }
+    });
+    server.call(ask()).await;
+    let stats = server.guard.stats();
+    assert!(stats.entries == 1 && stats.bytes > 10_000, "{stats:?}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tonic::Request;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
-use crate::common::{Runs, settle};
+use crate::common::{Runs, clocked, settle};
 use crate::proto::inventory::inventory_client::InventoryClient;
 use crate::proto::inventory::{Stock, StockRequest};
 use crate::shop::{GET_STOCK, Shop, Shopping, ask_for, minutes, units, with};
@@ -220,6 +220,25 @@ async fn compressed_calls_and_replies_are_shared_with_those_who_can_read_them() 
             assert_eq!(*reply.get_ref(), Stock { sku: sku.clone(), units: run });
         }
     }
+}
+
+#[tokio::test]
+async fn a_refresh_says_how_to_read_it_and_what_can_be_read() {
+    let shop = Shop::open();
+    let (clock, builder) = clocked();
+    // Not even these are left out, if no metadata is to count.
+    let guard = minutes(builder.key_headers([])).grpc_method(GET_STOCK).build().unwrap();
+    let service = shop.service().accept_compressed(Gzip).send_compressed(Gzip);
+    let site = Site::new(On::Tonic, Front::Grpc(guard.clone()), Routes::new(service)).await;
+    let client = InventoryClient::new(site.connect().await);
+    let mut client = client.accept_compressed(Gzip).send_compressed(Gzip);
+    assert_eq!(units(&mut client, ask_for("chair")).await, 1);
+    clock.advance(Duration::from_secs(61));
+    assert_eq!(units(&mut client, ask_for("chair")).await, 1);
+    settle(|| guard.stats().refreshes == 1 && guard.stats().in_flight == 0).await;
+    let reply = client.get_stock(ask_for("chair")).await.unwrap();
+    assert_eq!(reply.metadata().get("grpc-encoding").unwrap(), "gzip");
+    assert_eq!(reply.get_ref().units, 2);
 }
 
 #[tokio::test]

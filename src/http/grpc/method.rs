@@ -14,9 +14,9 @@ pub(crate) fn is_name(name: &str) -> bool {
     split(name).is_some()
 }
 
-/// The name under which all methods of the service go that `path` calls.
-pub(crate) fn wildcard_of(path: &str) -> Option<String> {
-    split(path).map(|(service, _)| format!("{service}*"))
+/// The service that `path` calls a method of, with its slashes: a wildcard without its star.
+pub(crate) fn service_of(path: &str) -> Option<&str> {
+    split(path).map(|(service, _)| service)
 }
 
 #[cfg(test)]
@@ -50,8 +50,8 @@ mod tests {
     }
 
     #[test]
-    fn a_path_has_the_wildcard_of_its_service() {
-        assert_eq!(wildcard_of("/a.B/Get").as_deref(), Some("/a.B/*"));
-        assert_eq!(wildcard_of("/products"), None);
+    fn a_path_has_its_service_in_front() {
+        assert_eq!(service_of("/a.B/Get"), Some("/a.B/"));
+        assert_eq!(service_of("/products"), None);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cache::{check_jitter, check_life};
 use crate::error::{ConfigError, check_positive};
-use crate::http::grpc::method::{is_name, wildcard_of};
+use crate::http::grpc::method::{is_name, service_of};
 use crate::layer::guard::{Guarded, Settings};
 use crate::policy::Lifetime;
 
@@ -136,8 +136,8 @@ const ENOUGH: usize = 100;
 /// The methods of a guard.
 #[derive(Debug)]
 pub(super) struct Methods {
-    by_name: HashMap<String, Method>,
-    has_wildcards: bool,
+    /// By path; those that stand for a service, by its part of the path.
+    by_path: HashMap<String, Method>,
     calls: AtomicUsize,
 }
 
@@ -150,26 +150,28 @@ struct Method {
 impl Methods {
     /// A name that comes twice means what it meant last.
     pub(super) fn new(guard: &Guarded, methods: Vec<(String, GrpcMethod)>) -> Self {
-        let by_name: HashMap<_, _> = methods
+        let by_path = methods
             .into_iter()
-            .map(|(name, method)| {
+            .map(|(mut name, method)| {
+                if name.ends_with('*') {
+                    name.pop();
+                }
                 let settings = method.settings(&guard.settings);
                 let guard = Arc::new(Guarded { settings, shared: guard.shared.clone() });
                 (name, Method { guard, has_matched: AtomicBool::new(false) })
             })
             .collect();
-        let has_wildcards = by_name.keys().any(|name| name.ends_with('*'));
-        Self { by_name, has_wildcards, calls: AtomicUsize::new(0) }
+        Self { by_path, calls: AtomicUsize::new(0) }
     }
 
     /// The guard of a call's method, if that opted in. Its own name counts for more than its service's.
     pub(super) fn find(&self, path: &str) -> Option<&Arc<Guarded>> {
-        let by_service = || {
-            let wildcard = if self.has_wildcards { wildcard_of(path) } else { None };
-            self.by_name.get(&wildcard?)
-        };
-        let method = self.by_name.get(path).or_else(by_service);
-        if let Some(method) = method {
+        let of_service = || self.by_path.get(service_of(path)?);
+        let method = self.by_path.get(path).or_else(of_service);
+        // Read first: on a hot path, nobody else's copy of it is made void.
+        if let Some(method) = method
+            && !method.has_matched.load(Ordering::Relaxed)
+        {
             method.has_matched.store(true, Ordering::Relaxed);
         }
         self.count();
@@ -192,8 +194,9 @@ impl Methods {
 
     /// The names that no call had yet, sorted.
     pub(super) fn unmatched(&self) -> Vec<String> {
-        let unmatched = self.by_name.iter().filter(|(_, method)| !method.has_matched.load(Ordering::Relaxed));
-        let mut names: Vec<_> = unmatched.map(|(name, _)| name.clone()).collect();
+        let unmatched = self.by_path.iter().filter(|(_, method)| !method.has_matched.load(Ordering::Relaxed));
+        let star = |path: &str| if path.ends_with('/') { "*" } else { "" };
+        let mut names: Vec<_> = unmatched.map(|(path, _)| format!("{path}{}", star(path))).collect();
         names.sort_unstable();
         names
     }

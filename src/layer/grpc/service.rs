@@ -17,6 +17,7 @@ use crate::http::grpc::{is_grpc, metadata, takes_part, timeout};
 use crate::http::key::MethodClass;
 use crate::http::writer::MAX_KEY_BYTES;
 use crate::layer::body::GuardBody;
+use crate::layer::bounds::{Inner, ResponseBody};
 use crate::layer::future::ResponseFuture;
 use crate::layer::guard::KeyExtra;
 use crate::layer::refusal::Refusal;
@@ -76,13 +77,9 @@ async fn call<S, B, R>(
     body: B,
 ) -> Result<Response<GuardBody<R>>, S::Error>
 where
-    S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Send + 'static,
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
+    S: Inner<RequestBody<B>, R>,
+    B: Body<Data = Bytes, Error: Send> + Send + 'static,
+    R: ResponseBody,
 {
     let deadline =
         timeout::patience(&parts.headers).and_then(|patience| Instant::now().checked_add(patience));
