@@ -204,14 +204,18 @@ where
         K: Borrow<S::Query>,
     {
         loop {
-            let boarded = self.look(source, || self.admit(), |key, place| {
-                if H::KEEPS {
-                    let flight = Flight::joined(key, place);
-                    (Linked::Known(Arc::clone(&flight)), Hold::Flight(flight))
-                } else {
-                    (Linked::Alone(key, place), Hold::Entry(place))
-                }
-            });
+            let boarded = self.look(
+                source,
+                || self.admit(),
+                |key, place| {
+                    if H::KEEPS {
+                        let flight = Flight::joined(key, place);
+                        (Linked::Known(Arc::clone(&flight)), Hold::Flight(flight))
+                    } else {
+                        (Linked::Alone(key, place), Hold::Entry(place))
+                    }
+                },
+            );
             let found = match boarded {
                 Boarded::Led(hold) => return Boarding::Leads(hold),
                 Boarded::Found(found) => found,
@@ -282,10 +286,14 @@ where
         if self.unattended.load(Ordering::Relaxed) >= self.config.max_abandoned {
             return None;
         }
-        let boarded = self.look(&mut Some(source), || self.admit_unattended(), |key, place| {
-            let flight = Flight::unattended(key, place);
-            (Linked::Known(Arc::clone(&flight)), Hold::Flight(flight))
-        });
+        let boarded = self.look(
+            &mut Some(source),
+            || self.admit_unattended(),
+            |key, place| {
+                let flight = Flight::unattended(key, place);
+                (Linked::Known(Arc::clone(&flight)), Hold::Flight(flight))
+            },
+        );
         match boarded {
             Boarded::Led(Hold::Flight(flight)) => Some(flight),
             _ => None,

@@ -45,10 +45,11 @@ where
     }
 }
 
+/// What one poll of a load came to.
+type Polled<V, E> = Poll<Result<V, LoadError<E>>>;
+
 /// What a poll under [`lineage::within`] came to: a panic is a result like any other.
-fn polled<V, E>(
-    came: thread::Result<Poll<Result<V, LoadError<E>>>>,
-) -> Poll<Result<V, LoadError<E>>> {
+fn polled<V, E>(came: thread::Result<Polled<V, E>>) -> Polled<V, E> {
     came.unwrap_or_else(|payload| Poll::Ready(Err(LoadError::Panicked(Panicked::new(payload)))))
 }
 
@@ -90,7 +91,7 @@ where
         &mut self,
         plan: impl Plan<K, V, E>,
         context: Option<&mut Context<'_>>,
-    ) -> (Option<BoxLoad<V, E>>, Poll<Result<V, LoadError<E>>>) {
+    ) -> (Option<BoxLoad<V, E>>, Polled<V, E>) {
         let Some(hold) = &self.hold else { return (None, Poll::Pending) };
         let place = match hold {
             Hold::Entry(place) => *place,
@@ -133,7 +134,11 @@ where
     ///
     /// Outside a Tokio runtime.
     #[track_caller]
-    fn hand_over(mut self, load: BoxLoad<V, E>, context: Option<&mut Context<'_>>) -> Option<Arc<Flight<K, V, E>>> {
+    fn hand_over(
+        mut self,
+        load: BoxLoad<V, E>,
+        context: Option<&mut Context<'_>>,
+    ) -> Option<Arc<Flight<K, V, E>>> {
         let leader = context.map(|context| context.waker().clone());
         let link = self.link.take();
         let mut over = Some(HandedOver { load, leader, link: link.clone() });
@@ -141,7 +146,8 @@ where
             Hold::Flight(flight) => flight,
             Hold::Entry(place) => self.flights.table.go_on(place, &mut over),
         };
-        let lead = TaskLead { flights: Arc::clone(self.flights), flight: Arc::clone(&flight), link, done: false };
+        let lead =
+            TaskLead { flights: Arc::clone(self.flights), flight: Arc::clone(&flight), link, done: false };
         if let Some(over) = over {
             flight.hand_over(over);
         }
@@ -162,7 +168,9 @@ where
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
-        drop(self.conclude(Err(LoadError::Cancelled)));
+        if self.hold.is_some() {
+            drop(self.conclude(Err(LoadError::Cancelled)));
+        }
     }
 }
 
@@ -269,7 +277,7 @@ where
     H: Settle<K, V, E>,
 {
     /// One poll of the load, as part of this flight.
-    fn poll_load(&mut self, load: &mut BoxLoad<V, E>, cx: &mut Context<'_>) -> Poll<Result<V, LoadError<E>>> {
+    fn poll_load(&mut self, load: &mut BoxLoad<V, E>, cx: &mut Context<'_>) -> Polled<V, E> {
         let id = self.flights.table.id(self.flight.place);
         let (came, link) = lineage::within(id, self.link.take(), || load.as_mut().poll(cx));
         self.link = link;

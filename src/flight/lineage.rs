@@ -108,7 +108,8 @@ pub(super) fn waits_for_us(id: FlightId) -> bool {
             if ancestor.id == id {
                 return true;
             }
-            next = ancestor.parent.lock().clone();
+            let above = ancestor.parent.lock().clone();
+            next = above;
         }
         false
     };

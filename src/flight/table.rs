@@ -91,10 +91,10 @@ struct Shard<K, V, E> {
 
 /// On cache lines of its own.
 #[repr(align(128))]
-struct Apart<T>(T);
+struct Apart<K, V, E>(Mutex<Shard<K, V, E>>);
 
 pub(super) struct Table<K, V, E> {
-    shards: Box<[Apart<Mutex<Shard<K, V, E>>>]>,
+    shards: Box<[Apart<K, V, E>]>,
     hasher: RandomState,
     group: u64,
 }
@@ -227,13 +227,11 @@ impl<K: Hash + Eq, V, E> Table<K, V, E> {
     pub(super) fn find_or(&self, key: &K, write: impl FnOnce()) -> Option<Arc<Flight<K, V, E>>> {
         let hash = self.hash(key);
         let mut shard = self.shard(hash).lock();
-        match shard.links.find_entry(hash, |linked| linked.key() == key) {
-            Ok(found) => Some(open(found)),
-            Err(_) => {
-                write();
-                None
-            }
+        if let Ok(found) = shard.links.find_entry(hash, |linked| linked.key() == key) {
+            return Some(open(found));
         }
+        write();
+        None
     }
 }
 
@@ -263,11 +261,7 @@ impl<K, V, E> Table<K, V, E> {
     }
 
     /// A leader's flight, which goes on. If nobody has joined, it is made now and takes what is `over`.
-    pub(super) fn go_on(
-        &self,
-        place: Place,
-        over: &mut Option<HandedOver<V, E>>,
-    ) -> Arc<Flight<K, V, E>> {
+    pub(super) fn go_on(&self, place: Place, over: &mut Option<HandedOver<V, E>>) -> Arc<Flight<K, V, E>> {
         let mut shard = self.shard(place.hash).lock();
         let shard = &mut *shard;
         match shard.links.find_entry(place.hash, |linked| linked.place() == place) {

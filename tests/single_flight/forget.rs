@@ -118,7 +118,8 @@ fn who_joins_a_first_poll_that_is_forgotten_gets_its_run() {
     for pends in [false, true] {
         let inside = runtime.enter();
         let (flights, gate) = (Group::new(), Gate::closed());
-        let (group, mut passed, joined) = (flights.clone(), Box::pin(gate.passed()), Arc::new(Mutex::new(None)));
+        let (group, mut passed, joined) =
+            (flights.clone(), Box::pin(gate.passed()), Arc::new(Mutex::new(None)));
         let joins = Arc::clone(&joined);
         // What it calls on another thread is no part of its load.
         let mut first = Some(move || {
@@ -137,7 +138,7 @@ fn who_joins_a_first_poll_that_is_forgotten_gets_its_run() {
             if let Some(first) = first.take() {
                 std::thread::scope(|scope| scope.spawn(first).join().unwrap());
             }
-            if pends { passed.as_mut().poll(context).map(|_| Ok(1)) } else { Poll::Ready(Ok(1)) }
+            if pends { passed.as_mut().poll(context).map(|()| Ok(1)) } else { Poll::Ready(Ok(1)) }
         });
         let mut leader = Caller::new(flights.run(1, || load));
         let mut answer = leader.poll();

@@ -143,11 +143,7 @@ impl Fussy {
 impl Clone for Fussy {
     fn clone(&self) -> Self {
         assert!(self.clones_left.fetch_sub(1, Ordering::SeqCst) > 0, "one clone too many");
-        Self {
-            id: self.id,
-            clones_left: Arc::clone(&self.clones_left),
-            no_hash: Arc::clone(&self.no_hash),
-        }
+        Self { id: self.id, clones_left: Arc::clone(&self.clones_left), no_hash: Arc::clone(&self.no_hash) }
     }
 }
 
