@@ -60,6 +60,7 @@
 //! |---|---|---|
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
+//! | `grpc` | no | `GrpcStampedeGuard`: unary gRPC methods that opted in, under tonic or axum |
 //! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
 //! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
@@ -126,6 +127,8 @@ pub use layer::{
     BrokenBody, GuardBody, GuardService, GuardStats, KeyExtra, OnWaitTimeout, ResponseFuture, StampedeGuard,
     StampedeGuardBuilder,
 };
+#[cfg(feature = "grpc")]
+pub use layer::{GrpcGuardService, GrpcMethod, GrpcStampedeGuard, RequestBody};
 #[cfg(feature = "cache")]
 pub use policy::EarlyRefresh;
 #[cfg(feature = "test-util")]

@@ -64,6 +64,8 @@ pub(crate) struct Storing {
     pub(crate) cost: Duration,
     pub(crate) born: Born,
     pub(crate) tags: Option<Arc<[Mark]>>,
+    /// In place of the shelf's own.
+    pub(crate) jitter: Option<f64>,
     /// Of a cache that shares its values.
     #[cfg(feature = "redis")]
     pub(crate) shared: Option<Stamp>,
@@ -86,6 +88,7 @@ impl Storing {
             cost,
             born,
             tags: None,
+            jitter: None,
             #[cfg(feature = "redis")]
             shared: None,
         }

@@ -149,7 +149,7 @@ where
     /// Stores `value` as of now.
     pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
         let (now, random) = (self.timeline.now(), self.random.unit());
-        let jitter = if storing.is_jittered() { self.jitter } else { 0.0 };
+        let jitter = if storing.is_jittered() { storing.jitter.unwrap_or(self.jitter) } else { 0.0 };
         let times = Times::new(now, &storing.life, jitter, random, storing.cost);
         self.store.insert(key, Entry::new(value, times, &self.timeline, storing, self.early.is_none()));
     }

@@ -60,8 +60,12 @@ pub(crate) fn classify(parts: &Parts, body_is_empty: bool, rule: &KeyRule) -> El
 
 fn pass_reason(headers: &HeaderMap, body_is_empty: bool, rule: &KeyRule) -> Option<PassReason> {
     let framing = (!body_is_empty).then_some(PassReason::Body);
-    let lines = headers.iter().filter_map(|(name, value)| reason_of(name, value, headers, rule));
-    lines.chain(framing).min()
+    reasons(headers, rule).chain(framing).min()
+}
+
+/// What the lines of a head say against taking part.
+pub(crate) fn reasons(headers: &HeaderMap, rule: &KeyRule) -> impl Iterator<Item = PassReason> {
+    headers.iter().filter_map(|(name, value)| reason_of(name, value, headers, rule))
 }
 
 /// What one line says against taking part. One look at each name: nearly all requests have none of these.

@@ -19,6 +19,19 @@ pub(crate) enum MethodClass {
     Get,
     /// HEAD.
     Head,
+    /// A gRPC call with one message, which its `extra` holds.
+    #[cfg_attr(not(feature = "grpc"), allow(dead_code))]
+    Unary,
+}
+
+impl MethodClass {
+    /// The class under which answers are stored that do for this one.
+    pub(crate) fn stored(self) -> Self {
+        match self {
+            Self::Get | Self::Head => Self::Get,
+            Self::Unary => Self::Unary,
+        }
+    }
 }
 
 /// What a key is made of, apart from the rule.
@@ -62,6 +75,7 @@ impl KeyInput<'_> {
         key.fixed([match self.class {
             MethodClass::Get => b'G',
             MethodClass::Head => b'H',
+            MethodClass::Unary => b'U',
         }])?;
         write_uri(&parts.uri, key)?;
         match self.original {

@@ -13,6 +13,7 @@
 //! | which part of a stored body is asked for? | [`range`] |
 //! | what is a client told about it? | [`cache_status`] |
 //! | what does an unsafe request make out of date? | [`origin`] |
+//! | what of all this is there to a gRPC call? | `grpc`, with the feature |
 
 pub(crate) mod cache_control;
 pub(crate) mod cache_status;
@@ -20,6 +21,8 @@ pub(crate) mod conditional;
 pub(crate) mod cookies;
 pub(crate) mod eligible;
 pub(crate) mod freshness;
+#[cfg(feature = "grpc")]
+pub(crate) mod grpc;
 pub(crate) mod headers;
 pub(crate) mod key;
 pub(crate) mod origin;

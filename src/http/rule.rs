@@ -23,6 +23,9 @@ pub(crate) struct KeyRule {
     ignored: Vec<HeaderName>,
     authorization: bool,
     cookies: CookieRule,
+    /// For gRPC calls: the protocol settles what becomes of its own metadata.
+    #[cfg(feature = "grpc")]
+    calls: bool,
     fingerprint: u64,
 }
 
@@ -33,6 +36,8 @@ impl Default for KeyRule {
             ignored: Vec::new(),
             authorization: false,
             cookies: CookieRule::default(),
+            #[cfg(feature = "grpc")]
+            calls: false,
             fingerprint: 0,
         };
         rule.sealed()
@@ -75,6 +80,22 @@ impl KeyRule {
         self.sealed()
     }
 
+    /// The same rule for gRPC calls.
+    #[cfg(feature = "grpc")]
+    pub(crate) fn for_calls(mut self) -> Self {
+        self.calls = true;
+        self.sealed()
+    }
+
+    /// Whether a request on behalf of several carries `name`, the key aside.
+    pub(crate) fn carries(&self, name: &HeaderName) -> bool {
+        #[cfg(feature = "grpc")]
+        if self.calls && crate::http::grpc::metadata::is_carried(name) {
+            return true;
+        }
+        self.keys(name)
+    }
+
     /// Tells rules apart: the same for the same settings in any order, in every process of one version of this crate.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.fingerprint
@@ -89,6 +110,12 @@ impl KeyRule {
     pub(crate) fn keys(&self, name: &HeaderName) -> bool {
         if *name == HOST {
             return true;
+        }
+        #[cfg(feature = "grpc")]
+        if self.calls
+            && let Some(keys) = crate::http::grpc::metadata::settled(name)
+        {
+            return keys;
         }
         if !self.ignored.is_empty() && self.ignored.contains(name) {
             return false;
@@ -137,6 +164,10 @@ impl KeyRule {
         hash.list(self.ignored.iter().map(HeaderName::as_str));
         hash.list(self.cookies.ignored().iter().map(String::as_str));
         hash.list(self.cookies.keyed().iter().map(String::as_str));
+        #[cfg(feature = "grpc")]
+        if self.calls {
+            hash.write(b"grpc");
+        }
         self.fingerprint = hash.0;
         self
     }

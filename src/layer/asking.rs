@@ -43,7 +43,7 @@ impl<B> Asking<B> {
         let address = self.address(guard, class)?;
         // A GET under way answers a HEAD as well.
         let joins = match class {
-            MethodClass::Get => None,
+            MethodClass::Get | MethodClass::Unary => None,
             MethodClass::Head => self.address(guard, MethodClass::Get).map(|address| address.key),
         };
         Some(Trip {

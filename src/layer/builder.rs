@@ -1,6 +1,7 @@
 //! Settings of a [`StampedeGuard`].
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use http::HeaderName;
 use http::request::Parts;
 
 use super::budget::Budget;
+#[cfg(feature = "grpc")]
+use super::grpc::{GrpcMethod, GrpcStampedeGuard, check_methods};
 use super::guard::{Guarded, KeyExtra, OnWaitTimeout, Settings, Shared};
 use super::page::{PageKey, Reply};
 use super::stampede::StampedeGuard;
@@ -40,8 +43,10 @@ use crate::sync::RandomState;
 /// # drop(guard); Ok(())
 /// # }
 /// ```
+///
+/// `G` is what [`build`](Self::build) gives.
 #[must_use = "a builder does nothing until `build()`"]
-pub struct StampedeGuardBuilder {
+pub struct StampedeGuardBuilder<G = StampedeGuard> {
     settings: Settings,
     jitter: f64,
     max_stored_bytes: u64,
@@ -52,9 +57,12 @@ pub struct StampedeGuardBuilder {
     wrong: Option<ConfigError>,
     /// The store of the guard that this one is derived from.
     shared: Option<Shared>,
+    #[cfg(feature = "grpc")]
+    methods: Vec<(String, GrpcMethod)>,
+    builds: PhantomData<fn() -> G>,
 }
 
-impl fmt::Debug for StampedeGuardBuilder {
+impl<G> fmt::Debug for StampedeGuardBuilder<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StampedeGuardBuilder")
             .field("policy", &self.settings.policy)
@@ -79,6 +87,7 @@ impl StampedeGuardBuilder {
                 max_body_wait: Duration::from_millis(200),
                 max_variants: 32,
                 on_wait_timeout: OnWaitTimeout::default(),
+                jitter: None,
                 honors_clients: false,
                 cache_name: None,
                 tag_header: None,
@@ -96,6 +105,9 @@ impl StampedeGuardBuilder {
             seed: None,
             wrong: None,
             shared: None,
+            #[cfg(feature = "grpc")]
+            methods: Vec::new(),
+            builds: PhantomData,
         }
     }
 
@@ -103,6 +115,80 @@ impl StampedeGuardBuilder {
     pub(super) fn derived(guard: &Guarded) -> Self {
         let settings = guard.settings.clone();
         Self { settings, shared: Some(guard.shared.clone()), ..Self::new() }
+    }
+
+    /// The guard.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the setting that is out of its range: `ttl`, `load_timeout` and `wait_timeout` must be
+    /// more than 0 and at most 100 years, the stale windows and `max_body_wait` at most 100 years, `jitter` from 0 to
+    /// 1, `heuristic_freshness` more than 0 and at most 1, `max_body_bytes`, `max_stored_bytes`, `max_in_flight`,
+    /// `max_waiters_per_key` and `max_variants` at least 1, header names as in RFC 9110, section 5.1, the name for
+    /// `cache_status` printable ASCII. What is the store's is not set on a derived guard.
+    pub fn build(self) -> Result<StampedeGuard, ConfigError> {
+        Ok(StampedeGuard::from_guarded(self.checked()?.defaults()))
+    }
+}
+
+#[cfg(feature = "grpc")]
+impl StampedeGuardBuilder<GrpcStampedeGuard> {
+    /// The guard, for HTTP and for the gRPC methods that were named.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], as for a [`StampedeGuard`]; also where a method's name is no full path, or its settings are out
+    /// of the same ranges.
+    pub fn build(self) -> Result<GrpcStampedeGuard, ConfigError> {
+        check_methods(&self.methods)?;
+        let mut checked = self.checked()?;
+        let methods = std::mem::take(&mut checked.methods);
+        Ok(GrpcStampedeGuard::from_guarded(checked.defaults(), methods))
+    }
+}
+
+impl<G> StampedeGuardBuilder<G> {
+    /// Shares the calls of a unary gRPC method as well: named by its full path, `/package.Service/Method`, or with all
+    /// others of its service, `/package.Service/*`. Its times are those of this guard. Called again, it adds another.
+    ///
+    /// Name methods that only read: one call runs for several callers, and its reply is given again. What is shared and
+    /// what is not, see [`GrpcStampedeGuard`].
+    ///
+    /// ```
+    /// use stampede_guard::StampedeGuard;
+    ///
+    /// # fn main() -> Result<(), stampede_guard::ConfigError> {
+    /// let guard = StampedeGuard::builder().grpc_method("/inventory.Inventory/GetStock").build()?;
+    /// # drop(guard); Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "grpc")]
+    pub fn grpc_method(self, path: impl Into<String>) -> StampedeGuardBuilder<GrpcStampedeGuard> {
+        self.grpc_method_with(path, GrpcMethod::new())
+    }
+
+    /// Like [`grpc_method`](Self::grpc_method), with times of its own.
+    #[cfg(feature = "grpc")]
+    pub fn grpc_method_with(
+        mut self,
+        path: impl Into<String>,
+        method: GrpcMethod,
+    ) -> StampedeGuardBuilder<GrpcStampedeGuard> {
+        self.methods.push((path.into(), method));
+        let Self { settings, jitter, max_stored_bytes, flights, clock, seed, wrong, shared, methods, .. } =
+            self;
+        StampedeGuardBuilder {
+            settings,
+            jitter,
+            max_stored_bytes,
+            flights,
+            clock,
+            seed,
+            wrong,
+            shared,
+            methods,
+            builds: PhantomData,
+        }
     }
 
     /// How long a 200 is fresh that says nothing about freshness. Default: 1 s.
@@ -414,16 +500,8 @@ impl StampedeGuardBuilder {
         }
     }
 
-    /// The guard.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] names the setting that is out of its range: `ttl`, `load_timeout` and `wait_timeout` must be
-    /// more than 0 and at most 100 years, the stale windows and `max_body_wait` at most 100 years, `jitter` from 0 to
-    /// 1, `heuristic_freshness` more than 0 and at most 1, `max_body_bytes`, `max_stored_bytes`, `max_in_flight`,
-    /// `max_waiters_per_key` and `max_variants` at least 1, header names as in RFC 9110, section 5.1, the name for
-    /// `cache_status` printable ASCII. What is the store's is not set on a derived guard.
-    pub fn build(self) -> Result<StampedeGuard, ConfigError> {
+    /// The same, if all of it is in range.
+    fn checked(self) -> Result<Self, ConfigError> {
         if let Some(error) = self.wrong {
             return Err(error);
         }
@@ -459,7 +537,7 @@ impl StampedeGuardBuilder {
         }
         check_count("max_variants", self.settings.max_variants)?;
         self.flights.check()?;
-        Ok(StampedeGuard::from_guarded(self.defaults()))
+        Ok(self)
     }
 
     /// The guard with settings that are known to be in range.

@@ -6,15 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use http::{Response, StatusCode};
+use http::Response;
 use tokio::sync::oneshot;
 
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::load::{Own, PageLoad};
-use super::page::refusal;
+use super::refusal::Refusal;
 use crate::error::LoadError;
 use crate::flight::{Plan, Settle};
+use crate::http::key::MethodClass;
 
 /// Runs a load outside all flights. What it brings goes where a flight would put it; nobody waits for it.
 ///
@@ -50,5 +51,6 @@ where
 }
 
 fn lost<R>(timed_out: bool) -> Response<GuardBody<R>> {
-    refusal(if timed_out { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY })
+    let why = if timed_out { Refusal::TooSlow } else { Refusal::Failed };
+    why.respond(MethodClass::Get)
 }

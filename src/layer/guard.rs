@@ -98,6 +98,8 @@ pub(super) struct Settings {
     pub(super) max_body_wait: Duration,
     pub(super) max_variants: usize,
     pub(super) on_wait_timeout: OnWaitTimeout,
+    /// The share by which freshness is shortened at most, in place of the store's own.
+    pub(super) jitter: Option<f64>,
     /// Whether the directives of requests count.
     pub(super) honors_clients: bool,
     /// The name in `Cache-Status`, if that is told.

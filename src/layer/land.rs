@@ -79,6 +79,8 @@ where
                 self.tell_leader(Err(error));
                 Err(LoadError::Failed(Arc::new(Failure::Inner)))
             }
+            #[cfg(feature = "grpc")]
+            Some(Ok(response)) if self.address.class == MethodClass::Unary => self.share_call(response).await,
             Some(Ok(response)) => self.share(response).await,
         }
     }
@@ -132,7 +134,7 @@ where
     }
 
     /// Room for a body of this length, or of one that is not known yet.
-    fn room(&self, length: Option<u64>) -> Option<Room> {
+    pub(super) fn room(&self, length: Option<u64>) -> Option<Room> {
         let mut room = self.guard.shared.budget.open();
         let length = length.unwrap_or(0);
         let fits = length <= self.guard.settings.max_body_bytes && room.grow_to(length);
@@ -166,7 +168,7 @@ where
             key,
             spec,
         };
-        Some(page.with_age())
+        Some(if self.address.class == MethodClass::Unary { Arc::new(page) } else { page.with_age() })
     }
 
     /// What became of the leader's request.
@@ -182,7 +184,7 @@ where
     }
 
     /// Records the body: what is ready at once here, the rest in a task.
-    async fn record(mut self, stream: Stream<R>) -> Landing {
+    pub(super) async fn record(mut self, stream: Stream<R>) -> Landing {
         let Stream { head, body, room, is_known, recording, page, verdict } = stream;
         let (max_bytes, max_wait, patience) = {
             let settings = &self.guard.settings;
@@ -199,17 +201,24 @@ where
         })
         .await;
         if let Some(end) = recording.end() {
+            #[cfg(feature = "grpc")]
+            if self.address.class == MethodClass::Unary && self.gives_way(&page) {
+                return Err(LoadError::Failed(Arc::new(Failure::ServerError)));
+            }
             self.tell_leader(Ok(leader_reads));
             return self.at_end(&end, page, &verdict);
         }
         // Its body goes on for those who wait, as long as they do.
         let mut reader = Reader::new(&recording);
         let keep = match verdict.store {
+            // Whether it is kept, its end will tell.
+            _ if self.address.class == MethodClass::Unary => None,
             Some(_) if is_known => Some(self.keep_growing(&page)),
             Some(_) => Some(self.keep_complete(&page, &verdict)),
             None if verdict.check => Some(self.keep_complete(&page, &verdict)),
             None => None,
         };
+        let is_the_stores = keep.is_some();
         let fill = fill.detach(keep, patience);
         self.tell_leader(Ok(leader_reads));
         crate::sync::spawn(fill.in_current_span());
@@ -224,7 +233,7 @@ where
             if let Ok(end) = tokio::time::timeout(wait, reader.ended()).await {
                 return match end {
                     // The store has it.
-                    End::Complete if verdict.store.is_some() => Ok(for_waiters(page)),
+                    End::Complete if is_the_stores => Ok(for_waiters(page)),
                     end => self.at_end(&end, page, &verdict),
                 };
             }
@@ -238,6 +247,8 @@ where
 
     fn at_end(&self, end: &End, page: Arc<Page>, verdict: &Verdict) -> Landing {
         match end {
+            #[cfg(feature = "grpc")]
+            End::Complete if self.address.class == MethodClass::Unary => self.call_ended(page, verdict),
             End::Complete => Ok(self.kept(page, None, verdict)),
             End::Failed(_) => Err(LoadError::Failed(Arc::new(Failure::Broken))),
             End::Elsewhere => Ok(self.private()),
@@ -245,7 +256,7 @@ where
     }
 
     /// True while what the shelf had may be served if this load fails.
-    fn may_serve_stale(&self) -> bool {
+    pub(super) fn may_serve_stale(&self) -> bool {
         self.stale.as_ref().is_some_and(|entry| self.guard.may_serve_stale(entry))
     }
 
@@ -255,19 +266,19 @@ where
 }
 
 /// A page that those who wait get, and that is on the shelf already or nobody's to keep.
-fn for_waiters(page: Arc<Page>) -> PageArrival {
+pub(super) fn for_waiters(page: Arc<Page>) -> PageArrival {
     Arrival { value: Reply::Page(page, None), bound_for: Destination::Nowhere }
 }
 
 /// A response that may be kept, its body unread.
-struct Stream<R> {
-    head: Head,
-    body: R,
-    room: Room,
-    is_known: bool,
-    recording: Arc<Recording>,
-    page: Arc<Page>,
-    verdict: Verdict,
+pub(super) struct Stream<R> {
+    pub(super) head: Head,
+    pub(super) body: R,
+    pub(super) room: Room,
+    pub(super) is_known: bool,
+    pub(super) recording: Arc<Recording>,
+    pub(super) page: Arc<Page>,
+    pub(super) verdict: Verdict,
 }
 
 /// The body's length, if head or body tell. A length that cannot be read is none.

@@ -73,6 +73,10 @@ where
     fn load(self) -> BoxLoad<PageArrival, Failure> {
         let Self { guard, inner, mut request, facts, address, stale, leader } = self;
         let asked = asked(&request);
+        #[cfg(feature = "grpc")]
+        if address.class == MethodClass::Unary {
+            crate::http::grpc::metadata::make_common(request.headers_mut());
+        }
         let asks_about = stale.as_ref().and_then(|entry| ask_about(entry, &address, request.headers_mut()));
         let lander = Lander::new(guard, facts, address, asked, stale, asks_about, leader);
         let call = Oneshot::new(inner, request);

@@ -10,6 +10,8 @@ mod check;
 mod confirm;
 mod fill;
 mod future;
+#[cfg(feature = "grpc")]
+mod grpc;
 mod guard;
 mod land;
 mod load;
@@ -17,6 +19,7 @@ mod look;
 mod page;
 mod places;
 mod recording;
+mod refusal;
 mod service;
 mod stampede;
 mod stats;
@@ -27,6 +30,8 @@ mod writes;
 pub use body::GuardBody;
 pub use builder::StampedeGuardBuilder;
 pub use future::ResponseFuture;
+#[cfg(feature = "grpc")]
+pub use grpc::{GrpcGuardService, GrpcMethod, GrpcStampedeGuard, RequestBody};
 pub use guard::{KeyExtra, OnWaitTimeout};
 pub use recording::BrokenBody;
 pub use service::GuardService;

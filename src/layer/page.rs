@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, RETRY_AFTER};
+use http::header::{AGE, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::{GuardBody, Rest};
@@ -126,8 +126,8 @@ impl Page {
 
     /// What it counts towards the bytes stored, its key excluded.
     pub(super) fn weight(&self) -> u64 {
-        let headers: usize =
-            self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        let fields = self.headers.iter().chain(self.recording.trailers().into_iter().flatten());
+        let headers: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
         self.recording.length().unwrap_or_else(|| self.recording.recorded()).saturating_add(headers as u64)
     }
 
@@ -138,6 +138,11 @@ impl Page {
         conditionals: &Conditionals,
         timeline: &Timeline,
     ) -> Response<GuardBody<R>> {
+        if class == MethodClass::Unary {
+            // To the byte, trailers included.
+            let body = GuardBody::shared(Reader::own(&self.recording), None);
+            return with_head(self.status, self.headers.clone(), body);
+        }
         let mut headers = self.aged_headers(timeline);
         let unchanged = conditionals.not_modified(self.status, &self.headers);
         let body = if unchanged {
@@ -182,7 +187,11 @@ impl Page {
     }
 }
 
-fn with_head<R>(status: StatusCode, headers: HeaderMap, body: GuardBody<R>) -> Response<GuardBody<R>> {
+pub(super) fn with_head<R>(
+    status: StatusCode,
+    headers: HeaderMap,
+    body: GuardBody<R>,
+) -> Response<GuardBody<R>> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -196,17 +205,6 @@ pub(super) fn respond_to_leader<R>(
     rest: Option<Rest<R>>,
 ) -> Response<GuardBody<R>> {
     Response::from_parts(head, GuardBody::shared(Reader::own(recording), rest))
-}
-
-/// The guard's own word, where there is no handler's.
-pub(super) fn refusal<R>(status: StatusCode) -> Response<GuardBody<R>> {
-    let mut response = Response::new(GuardBody::empty());
-    *response.status_mut() = status;
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    response
 }
 
 /// Small ages without an allocation: they are what a hot page has.

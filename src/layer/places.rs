@@ -111,7 +111,7 @@ where
     }
 
     pub(super) fn storing(&self, life: Lifetime, tags: Option<Arc<[Mark]>>) -> Storing {
-        Storing { tags, ..Storing::new(life, self.cost, self.born) }
+        Storing { tags, jitter: self.guard.settings.jitter, ..Storing::new(life, self.cost, self.born) }
     }
 }
 

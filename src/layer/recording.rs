@@ -111,6 +111,17 @@ impl Recording {
         self.whole.get().filter(|whole| whole.trailers.is_none()).map(|whole| whole.length)
     }
 
+    /// The trailers of a complete body.
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.whole.get().and_then(|whole| whole.trailers.as_ref())
+    }
+
+    /// The pieces of a complete body; of another, none.
+    #[cfg(feature = "grpc")]
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.whole.get().into_iter().flat_map(|whole| &whole.frames).map(|frame| &frame[..])
+    }
+
     /// These bytes of a complete body; of another, none.
     pub(super) fn part(&self, part: Range<u64>) -> Vec<Bytes> {
         let mut cut = Vec::new();

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Body;
 use tower::{BoxError, Service};
 
@@ -18,7 +18,8 @@ use super::future::{Afterwards, Changes, Lifts, Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
 use super::load::PageLoad;
 use super::look::look;
-use super::page::{Page, Reply, refusal};
+use super::page::{Page, Reply};
+use super::refusal::Refusal;
 use crate::cache::Entry;
 use crate::event::count_request;
 use crate::flight::Owned;
@@ -45,6 +46,20 @@ impl<S> GuardService<S> {
     pub(super) fn new(inner: S, guard: Arc<Guarded>) -> Self {
         Self { inner, guard }
     }
+
+    #[cfg(feature = "grpc")]
+    pub(super) fn guard(&self) -> &Arc<Guarded> {
+        &self.guard
+    }
+
+    /// The same service behind another guard.
+    #[cfg(feature = "grpc")]
+    pub(super) fn with_guard(&self, guard: Arc<Guarded>) -> Self
+    where
+        S: Clone,
+    {
+        Self { inner: self.inner.clone(), guard }
+    }
 }
 
 impl<S, B, R> Service<Request<B>> for GuardService<S>
@@ -69,9 +84,9 @@ where
         let (parts, body) = request.into_parts();
         // A body without data may still have trailers.
         let is_empty = body.is_end_stream();
-        let bypassed = guard.settings.bypass.as_ref().is_some_and(|bypass| bypass(&parts));
+        let bypassed = self.bypasses(&parts);
         match classify(&parts, is_empty, &guard.settings.rule) {
-            Eligibility::Take(class) if !bypassed => self.take(class, parts, body),
+            Eligibility::Take(class) if !bypassed => self.take(class, parts, body, &[]),
             Eligibility::Pass(PassReason::Range) if !bypassed && parts.method == Method::GET => {
                 self.take_part(parts, body)
             }
@@ -81,6 +96,11 @@ where
 }
 
 impl<S> GuardService<S> {
+    /// Whether the operator wants this request to go straight through.
+    pub(super) fn bypasses(&self, parts: &Parts) -> bool {
+        self.guard.settings.bypass.as_ref().is_some_and(|bypass| bypass(parts))
+    }
+
     /// A request that never takes part.
     fn pass<B, R>(&self, why: Eligibility, parts: Parts, body: B) -> ResponseFuture<S, B, R>
     where
@@ -97,6 +117,17 @@ impl<S> GuardService<S> {
             Changes::Outdates(Box::new(Outdates::new(guard, &parts)))
         };
         self.forward(parts, body, why, changes)
+    }
+
+    /// A call of a method that is shared otherwise. It says nothing of what is stored.
+    #[cfg(feature = "grpc")]
+    pub(super) fn pass_call<B, R>(&self, parts: Parts, body: B) -> ResponseFuture<S, B, R>
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone,
+    {
+        self.guard.counters().passed.add();
+        count_request("passed");
+        self.forward(parts, body, Forward::Bypass, Changes::Nothing)
     }
 
     fn forward<B, R>(&self, parts: Parts, body: B, why: Forward, changes: Changes) -> ResponseFuture<S, B, R>
@@ -131,7 +162,7 @@ impl<S> GuardService<S> {
             return ResponseFuture::ready(response);
         }
         if directives.only_if_cached {
-            return ResponseFuture::ready(refusal(StatusCode::GATEWAY_TIMEOUT));
+            return ResponseFuture::ready(Refusal::NotStored.respond(MethodClass::Get));
         }
         conditionals.restore(&mut parts.headers);
         self.pass(Eligibility::Pass(PassReason::Range), parts, body)
@@ -166,23 +197,35 @@ impl<S> GuardService<S> {
         guard.tell(headers, || CacheStatus::hit(guard.ttl(entry)));
     }
 
-    fn take<B, R>(&self, class: MethodClass, mut parts: Parts, body: B) -> ResponseFuture<S, B, R>
+    /// A request that takes part. `message` is what else of it belongs into its key.
+    pub(super) fn take<B, R>(
+        &self,
+        class: MethodClass,
+        mut parts: Parts,
+        body: B,
+        message: &[u8],
+    ) -> ResponseFuture<S, B, R>
     where
         S: Inner<B, R>,
         B: Body + Send + 'static,
         R: ResponseBody,
     {
         let guard = &self.guard;
-        let directives = RequestDirectives::parse(&parts.headers);
+        // To gRPC these headers are metadata, for the handler.
+        let is_http = class != MethodClass::Unary;
+        let directives =
+            if is_http { RequestDirectives::parse(&parts.headers) } else { RequestDirectives::default() };
         let facts = RequestFacts {
             no_store: directives.no_store,
             principal_in_key: guard.settings.rule.holds_principal(&parts.headers),
         };
-        let conditionals = take_conditionals(&mut parts.headers);
-        let extra = self.extra(&parts);
+        let conditionals =
+            if is_http { take_conditionals(&mut parts.headers) } else { Conditionals::default() };
+        let mut extra = self.extra(&parts);
+        extra.extend_from_slice(message);
         let generation = guard.generation(&target(&parts, original_uri(&parts)));
         // A HEAD is answered from what a GET left, if there is anything.
-        let Some(found) = look(guard, &parts, MethodClass::Get, generation, &extra) else {
+        let Some(found) = look(guard, &parts, class.stored(), generation, &extra) else {
             return self.pass_alone(parts, body, conditionals, Changes::Nothing);
         };
         let mut asking =
@@ -209,11 +252,11 @@ impl<S> GuardService<S> {
             }
         }
         if asking.directives.only_if_cached {
-            return ResponseFuture::ready(refusal(StatusCode::GATEWAY_TIMEOUT));
+            return ResponseFuture::ready(Refusal::NotStored.respond(class));
         }
         guard.shared.uniques.miss(&guard.settings.rule, &asking.parts.headers);
         let Some(trip) = asking.trip(guard, self.inner.clone(), class, fallback) else {
-            return ResponseFuture::ready(refusal(StatusCode::INTERNAL_SERVER_ERROR));
+            return ResponseFuture::ready(Refusal::NoKey.respond(class));
         };
         ResponseFuture::fly(trip.fly())
     }
@@ -249,7 +292,7 @@ impl<S> GuardService<S> {
         let guard = &self.guard;
         guard.counters().unshared.add();
         count_request("unshared");
-        let address = if class == MethodClass::Get { asking.address(guard, class) } else { None };
+        let address = if class == MethodClass::Head { None } else { asking.address(guard, class) };
         let Asking { parts, body, conditionals, facts, .. } = asking;
         match (address, &entry.value) {
             (Some(address), Reply::Checked(_)) => {
@@ -296,7 +339,7 @@ impl<S> GuardService<S> {
         match freshness {
             // What a run is to replace does not answer its own request, at another depth of the app.
             Freshness::Stale { .. } | Freshness::IfError { load: false }
-                if guard.flights().is_own(|| asking.address(guard, MethodClass::Get).map(|own| own.key)) =>
+                if guard.flights().is_own(|| asking.address(guard, class.stored()).map(|own| own.key)) =>
             {
                 return Served::Asks(asking, None);
             }
@@ -311,8 +354,8 @@ impl<S> GuardService<S> {
         let mut response = page.respond(class, &asking.conditionals, &guard.shelf().timeline);
         self.count_served(&entry, freshness, response.headers_mut());
         let due = matches!(freshness, Freshness::RefreshEarly | Freshness::Stale { refresh: true });
-        if due && class == MethodClass::Get && !asking.facts.principal_in_key {
-            self.refresh(asking, entry);
+        if due && class != MethodClass::Head && !asking.facts.principal_in_key {
+            self.refresh(class, asking, entry);
         }
         Served::Answer(response)
     }
@@ -325,18 +368,18 @@ impl<S> GuardService<S> {
 
     /// Sends the request whose caller has its answer once more, in the background: what the handler needs of it,
     /// and of its headers only those that the answer may depend on.
-    fn refresh<B, R>(&self, mut asking: Asking<B>, stale: Entry<Reply>)
+    fn refresh<B, R>(&self, class: MethodClass, mut asking: Asking<B>, stale: Entry<Reply>)
     where
         S: Inner<B, R>,
         B: Body + Send + 'static,
         R: ResponseBody,
     {
         let guard = &self.guard;
-        let Some(address) = asking.address(guard, MethodClass::Get) else { return };
+        let Some(address) = asking.address(guard, class) else { return };
         let rule = &guard.settings.rule;
         let others: Vec<_> = asking.parts.headers.keys().cloned().collect();
         for name in others {
-            if !rule.keys(&name) && !asking.spec.names().contains(&name) {
+            if !rule.carries(&name) && !asking.spec.names().contains(&name) {
                 asking.parts.headers.remove(&name);
             }
         }

@@ -200,6 +200,8 @@ impl StampedeGuard {
             in_flight: self.guard.flights().in_flight(),
             entries,
             bytes,
+            #[cfg(feature = "grpc")]
+            unmatched_methods: Vec::new(),
             flights: self.guard.flights().stats(),
         }
     }

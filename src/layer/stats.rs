@@ -40,6 +40,9 @@ pub struct GuardStats {
     pub entries: u64,
     /// Bytes stored: bodies, headers and keys.
     pub bytes: u64,
+    /// The gRPC methods that opted in and whose name no call had so far: misspelt, perhaps.
+    #[cfg(feature = "grpc")]
+    pub unmatched_methods: Vec<String>,
     /// Handler runs that were shared, and how they ended.
     pub flights: FlightStats,
 }

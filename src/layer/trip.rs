@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::Body;
 use tokio::sync::oneshot;
 use tower::Service;
@@ -17,7 +17,8 @@ use super::bounds::{Inner, ResponseBody};
 use super::check::check;
 use super::guard::{Guarded, OnWaitTimeout};
 use super::load::{Failure, Own, PageArrival, PageLoad};
-use super::page::{Page, PageKey, Reply, refusal};
+use super::page::{Page, PageKey, Reply};
+use super::refusal::Refusal;
 use crate::cache::{Entry, Shelf};
 use crate::error::{LoadError, Overloaded};
 use crate::event::count_request;
@@ -229,12 +230,12 @@ impl Waiting {
         match (self.stale(), load) {
             (Some(response), _) => Ok(response),
             (None, Some(load)) if passes => self.back(load).alone().run().await,
-            (None, _) => Ok(self.refused(StatusCode::GATEWAY_TIMEOUT)),
+            (None, _) => Ok(self.refused(Refusal::TooSlow)),
         }
     }
 
-    fn stale_or<R>(&self, status: StatusCode) -> Response<GuardBody<R>> {
-        self.stale().unwrap_or_else(|| self.refused(status))
+    fn stale_or<R>(&self, why: Refusal) -> Response<GuardBody<R>> {
+        self.stale().unwrap_or_else(|| self.refused(why))
     }
 
     fn stale<R>(&self) -> Option<Response<GuardBody<R>>> {
@@ -248,10 +249,10 @@ impl Waiting {
         Some(response)
     }
 
-    fn refused<R>(&self, status: StatusCode) -> Response<GuardBody<R>> {
+    fn refused<R>(&self, why: Refusal) -> Response<GuardBody<R>> {
         self.guard.counters().refused.add();
         count_request("refused");
-        refusal(status)
+        why.respond(self.address.class)
     }
 
     fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R, X> {
@@ -269,7 +270,7 @@ impl Waiting {
             (Ok(PageArrival { value: Reply::Page(page, _reader), .. }), None) => {
                 Turn::Answer(self.answer(&page))
             }
-            (Ok(_), None) => Turn::Answer(self.stale_or(StatusCode::BAD_GATEWAY)),
+            (Ok(_), None) => Turn::Answer(self.stale_or(Refusal::Failed)),
             (Err(error), load) => self.failed(error, landed.role, load, joined_only),
         }
     }
@@ -281,7 +282,7 @@ impl Waiting {
         load: Option<PageLoad<S, B, R, X>>,
         joined_only: bool,
     ) -> Turn<S, B, R, X> {
-        let status = match (error, load) {
+        let why = match (error, load) {
             // There was no GET to join.
             (LoadError::Cancelled, Some(load)) if joined_only => return Turn::Again(self.back(load)),
             (LoadError::Reentrant | LoadError::Overloaded(Overloaded::InFlight { .. }), Some(load)) => {
@@ -291,12 +292,13 @@ impl Waiting {
                 let message = || Box::new(panic.to_string()) as Box<dyn std::any::Any + Send>;
                 std::panic::resume_unwind(panic.take_payload().unwrap_or_else(message));
             }
-            (LoadError::Panicked(_), _) => StatusCode::INTERNAL_SERVER_ERROR,
-            (LoadError::TimedOut(_), _) => StatusCode::GATEWAY_TIMEOUT,
-            (LoadError::Failed(_), _) => StatusCode::BAD_GATEWAY,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
+            (LoadError::Panicked(_), _) => Refusal::Panicked,
+            (LoadError::TimedOut(_), _) => Refusal::TooSlow,
+            (LoadError::Failed(_), _) => Refusal::Failed,
+            (LoadError::Overloaded(_), _) => Refusal::Busy,
+            _ => Refusal::Gone,
         };
-        Turn::Answer(self.stale_or(status))
+        Turn::Answer(self.stale_or(why))
     }
 
     fn answer<R>(&self, page: &Page) -> Response<GuardBody<R>> {

@@ -1,0 +1,78 @@
+//! What comes of a call that others may share: the trailers tell.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::{Response, StatusCode};
+
+use crate::cache::{Arrival, Destination};
+use crate::error::LoadError;
+use crate::http::grpc::is_grpc;
+use crate::http::grpc::reply::{Answer, answer};
+use crate::http::headers::strip_hop_by_hop;
+use crate::http::verdict::{self, Share, Verdict};
+use crate::layer::body::GuardBody;
+use crate::layer::bounds::ResponseBody;
+use crate::layer::land::{Lander, Stream, for_waiters};
+use crate::layer::load::{Failure, Landing};
+use crate::layer::page::{Page, Reply};
+use crate::layer::recording::Recording;
+
+impl<R, X> Lander<R, X>
+where
+    R: ResponseBody,
+{
+    /// A response to a call. Its head cannot say whether it is one that others may have: what is streamed is told by
+    /// its length or the time it takes, what is an error by its end.
+    pub(in crate::layer) async fn share_call(mut self, response: Response<R>) -> Landing {
+        let (mut head, body) = response.into_parts();
+        let tags = self.guard.take_tags(&mut head.headers);
+        let settings = &self.guard.settings;
+        let verdict =
+            verdict::judge(self.facts, head.status, &head.headers, &settings.policy, SystemTime::now());
+        let is_shared = head.status == StatusCode::OK
+            && is_grpc(&head.headers)
+            && verdict.share == Share::Yes
+            && verdict.vary.without_keyed(&settings.rule).is_empty();
+        let mut headers = head.headers.clone();
+        strip_hop_by_hop(&mut headers);
+        let recording = Recording::new(None);
+        let room = if is_shared { self.room(None) } else { None };
+        let page = self.page_of(head.status, headers, &recording, &verdict, tags);
+        let (Some(room), Some(page)) = (room, page) else {
+            self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
+            return Ok(self.private());
+        };
+        self.record(Stream { head, body, room, is_known: false, recording, page, verdict }).await
+    }
+
+    /// Where a reply goes whose body is complete.
+    pub(in crate::layer) fn call_ended(&self, page: Arc<Page>, verdict: &Verdict) -> Landing {
+        match answer_of(&page) {
+            Answer::Message => Ok(self.kept(page, None, verdict)),
+            Answer::Status(status) if status.is_trouble() => {
+                if self.may_serve_stale() {
+                    return Err(LoadError::Failed(Arc::new(Failure::ServerError)));
+                }
+                Ok(for_waiters(page))
+            }
+            // What was stored is not so any more.
+            Answer::Status(_) => {
+                Ok(Arrival { value: Reply::Page(page, None), bound_for: Destination::WaitersOnly })
+            }
+            Answer::Stream => Ok(self.private()),
+            Answer::Truncated => Err(LoadError::Failed(Arc::new(Failure::Broken))),
+        }
+    }
+
+    /// Whether a page is the reply to a call, and an old one may stand in for it.
+    pub(in crate::layer) fn gives_way(&self, page: &Page) -> bool {
+        page.is_complete()
+            && self.may_serve_stale()
+            && matches!(answer_of(page), Answer::Status(status) if status.is_trouble())
+    }
+}
+
+fn answer_of(page: &Page) -> Answer {
+    answer(&page.headers, page.recording.pieces(), page.recording.trailers())
+}

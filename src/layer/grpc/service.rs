@@ -1,0 +1,107 @@
+//! `GrpcGuardService`: what becomes of one request, up to where it is like any other.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::time::{Instant, timeout_at};
+use tower::{BoxError, Service};
+
+use super::body::RequestBody;
+use super::methods::Methods;
+use super::read::read;
+use crate::event::count_request;
+use crate::http::grpc::{is_grpc, metadata, takes_part, timeout};
+use crate::http::key::MethodClass;
+use crate::http::writer::MAX_KEY_BYTES;
+use crate::layer::body::GuardBody;
+use crate::layer::future::ResponseFuture;
+use crate::layer::guard::KeyExtra;
+use crate::layer::refusal::Refusal;
+use crate::layer::service::GuardService;
+
+/// The service that a [`GrpcStampedeGuard`](crate::GrpcStampedeGuard) puts in front of another.
+///
+/// `poll_ready` is always ready and never touches the inner service, as with
+/// [`GuardService`](crate::GuardService).
+#[derive(Clone, Debug)]
+pub struct GrpcGuardService<S> {
+    http: GuardService<S>,
+    methods: Arc<Methods>,
+}
+
+impl<S> GrpcGuardService<S> {
+    pub(super) fn new(http: GuardService<S>, methods: Arc<Methods>) -> Self {
+        Self { http, methods }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for GrpcGuardService<S>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    type Response = Response<GuardBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, RequestBody<B>, R>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let method = if is_grpc(request.headers()) { self.methods.find(request.uri().path()) } else { None };
+        let Some(guard) = method else { return self.http.call(request.map(RequestBody::untouched)) };
+        let (parts, body) = request.into_parts();
+        let service = self.http.with_guard(Arc::clone(guard));
+        if !service.bypasses(&parts) && takes_part(&parts, &service.guard().settings.rule) {
+            ResponseFuture::fly(call(service, parts, body))
+        } else {
+            service.pass_call(parts, RequestBody::untouched(body))
+        }
+    }
+}
+
+/// A call that takes part if it is one message.
+async fn call<S, B, R>(
+    service: GuardService<S>,
+    parts: http::request::Parts,
+    body: B,
+) -> Result<Response<GuardBody<R>>, S::Error>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send + 'static,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let deadline =
+        timeout::patience(&parts.headers).and_then(|patience| Instant::now().checked_add(patience));
+    let message = match read(body, MAX_KEY_BYTES as u64).await {
+        Ok(message) => message,
+        Err(rest) => return service.pass_call(parts, RequestBody::replayed(rest)).await,
+    };
+    let mut key = KeyExtra::default();
+    key.push(metadata::accepted(&parts.headers));
+    key.push(&message);
+    let guard = Arc::clone(service.guard());
+    let answered = service.take(MethodClass::Unary, parts, RequestBody::message(message), &key.0);
+    match deadline {
+        None => answered.await,
+        // The call itself goes on for those who wait longer.
+        Some(deadline) => timeout_at(deadline, answered).await.unwrap_or_else(|_| {
+            guard.counters().refused.add();
+            count_request("refused");
+            Ok(Refusal::TooSlow.respond(MethodClass::Unary))
+        }),
+    }
+}
