@@ -205,7 +205,7 @@ where
     fn arrival(&self, decoded: V, value: &SharedValue, born: Born, outcome: Outcome) -> Arrival<K, V> {
         let life = capped(rest_of(value, &self.flights.hook.life), self.cap());
         let shared = Some(Stamp { token: value.token, outcome: Some(outcome) });
-        let storing = Storing { life, cost: value.cost, born, tags: None, shared };
+        let storing = Storing { shared, ..Storing::new(life, value.cost, born) };
         Arrival { value: decoded, bound_for: Destination::Shelf(storing) }
     }
 

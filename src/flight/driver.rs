@@ -46,6 +46,7 @@ where
     }
 }
 
+/// What one poll of a load came to.
 type Polled<V, E> = Poll<Result<V, LoadError<E>>>;
 
 /// What a poll under [`lineage::within`] came to: a panic is a result like any other.
@@ -168,7 +169,9 @@ where
     H: Settle<K, V, E>,
 {
     fn drop(&mut self) {
-        drop(self.conclude(Err(LoadError::Cancelled)));
+        if self.hold.is_some() {
+            drop(self.conclude(Err(LoadError::Cancelled)));
+        }
     }
 }
 

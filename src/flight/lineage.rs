@@ -108,8 +108,8 @@ pub(super) fn waits_for_us(id: FlightId) -> bool {
             if ancestor.id == id {
                 return true;
             }
-            let parent = ancestor.parent.lock().clone();
-            next = parent;
+            let above = ancestor.parent.lock().clone();
+            next = above;
         }
         false
     };

@@ -91,12 +91,10 @@ struct Shard<K, V, E> {
 
 /// On cache lines of its own.
 #[repr(align(128))]
-struct Apart<T>(T);
-
-type Lock<K, V, E> = Mutex<Shard<K, V, E>>;
+struct Apart<K, V, E>(Mutex<Shard<K, V, E>>);
 
 pub(super) struct Table<K, V, E> {
-    shards: Box<[Apart<Lock<K, V, E>>]>,
+    shards: Box<[Apart<K, V, E>]>,
     hasher: RandomState,
     group: u64,
 }
@@ -132,7 +130,7 @@ impl<K, V, E> Table<K, V, E> {
         FlightId { group: self.group, number: place.number }
     }
 
-    fn shard(&self, hash: u64) -> &Lock<K, V, E> {
+    fn shard(&self, hash: u64) -> &Mutex<Shard<K, V, E>> {
         // Neither the lowest bits, which choose the bucket, nor the highest, which tell keys in it apart.
         let bits = usize::try_from(hash >> 40).unwrap_or(0);
         &self.shards[bits & (self.shards.len() - 1)].0

@@ -45,9 +45,7 @@ where
     let timed_out = matches!(landed, Some(Err(LoadError::TimedOut(_))));
     match landed {
         Some(landed) => settle(landed),
-        None => {
-            crate::sync::spawn(async move { settle(landing.await) });
-        }
+        None => crate::sync::spawn(async move { settle(landing.await) }),
     }
     own.unwrap_or_else(|| Ok(lost(timed_out)))
 }

@@ -24,7 +24,8 @@ pub struct RedisConfig {
     pub namespace: String,
     /// How long one operation may take before this instance goes on without Redis. Default: 250 ms.
     ///
-    /// Once one takes longer, callers do not wait for Redis at all until it answers again.
+    /// Once one takes longer, callers do not wait for Redis at all until it answers again. A server that answers others
+    /// meanwhile, or a process that has no time for its own timers, has up to four times as long: a crowd is no fault.
     pub operation_timeout: Duration,
     /// How long a load's lease lasts unless it is renewed, which it is every third of this time. Default: 5 s.
     ///

@@ -3,15 +3,17 @@
 //! The circuit is open from the first sign that Redis does not answer (a time-out, a broken connection) until it does
 //! and everything that was left undone has been made good. While it is open nobody waits for Redis.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Pipeline, RedisError, Value};
 use tokio::sync::{Notify, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::connector::{Connector, Wire};
-use super::stats::Counters;
+use super::stats::{Count, Counters};
 use crate::coordinate::Boxed;
 use crate::sync::Mutex;
 
@@ -21,6 +23,11 @@ pub(super) const PING_EVERY: Duration = Duration::from_millis(500);
 pub(super) const MISSES: u32 = 2;
 /// How long one that timed out may take over what is sent to set things right.
 const AFTERMATH: Duration = Duration::from_secs(10);
+
+/// In how many steps a wait for an answer is counted.
+const STEPS: u32 = 5;
+/// How many times the operation time-out a wait lasts at most, however busy the server or this process is.
+const LONGEST: u32 = 4;
 
 /// What became of an operation that brought no answers.
 #[derive(Debug)]
@@ -53,6 +60,8 @@ struct State {
 pub(super) struct Link {
     state: Mutex<State>,
     limit: Duration,
+    /// Answers.
+    heard: Count,
     /// Wakes the supervisor before its time.
     doubt: Notify,
     up: watch::Sender<bool>,
@@ -67,6 +76,7 @@ impl Link {
         Self {
             state: Mutex::new(State { wire: None, generation: 0, trusted: false }),
             limit,
+            heard: Count::default(),
             doubt: Notify::new(),
             up: watch::Sender::new(false),
             counters,
@@ -94,7 +104,8 @@ impl Link {
             }
         };
         self.counters.operations.add();
-        match timeout(self.limit, wire.send(commands)).await {
+        let node = matches!(wire, Wire::Node(_));
+        match self.in_time(node, wire.send(commands)).await {
             Ok(Ok(answers)) => {
                 if answers.iter().any(is_wrong_server) {
                     self.distrust(generation, true);
@@ -112,6 +123,29 @@ impl Link {
                 Err(Fault::TimedOut(Late(wire)))
             }
         }
+    }
+
+    /// What `answer` brings before the server has been silent for `limit`. While a single `node` answers others it is at
+    /// work, and this one's turn comes; a process that is too busy to tend its timers gets what it has not read yet.
+    /// Neither draws the wait out beyond [`LONGEST`] times the limit.
+    async fn in_time<T>(&self, node: bool, answer: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let mut answer = pin!(answer);
+        let words = || if node { self.heard.get() } else { 0 };
+        let (mut heard, mut silent) = (words(), 0);
+        for _ in 1..STEPS * LONGEST {
+            match timeout(self.limit / STEPS, &mut answer).await {
+                Ok(answer) => {
+                    self.heard.add();
+                    return Ok(answer);
+                }
+                Err(_) if heard == words() => silent += 1,
+                Err(_) => (heard, silent) = (words(), 0),
+            }
+            if silent == STEPS {
+                break;
+            }
+        }
+        timeout(Duration::ZERO, answer).await
     }
 
     /// Sends `commands` behind an operation that timed out, on its connection: if that one is done yet, so are these,
@@ -198,6 +232,7 @@ impl Link {
 
     /// Tries the connection until it is to be replaced.
     async fn watch(&self, mut wire: Wire, generation: u64, settle: &Settle) {
+        let node = matches!(wire, Wire::Node(_));
         let mut misses = 0;
         loop {
             // After a miss the next try is due at once.
@@ -207,7 +242,7 @@ impl Link {
             if self.is_gone(generation) {
                 return;
             }
-            match timeout(self.limit, wire.ping()).await {
+            match self.in_time(node, wire.ping()).await {
                 // This also makes good what failed while the circuit was closed.
                 Ok(Ok(())) if settle(wire.clone(), generation).await => misses = 0,
                 Ok(_) => return,

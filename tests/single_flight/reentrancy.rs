@@ -1,12 +1,13 @@
 //! A loader that asks for a key that waits for it gets an answer, and nobody else gets that answer.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use stampede_guard::{LoadError, SingleFlight};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
-use super::support::{Answer, Caller, Gate, Group, Loads, assert_empty, current_thread, settle};
+use super::support::{Answer, Caller, Gate, Group, Loads, Oops, assert_empty, current_thread, settle};
 
 fn is_reentrant(answer: &Answer) -> bool {
     matches!(answer, Err(LoadError::Reentrant))
@@ -204,6 +205,52 @@ fn a_load_whose_starter_no_longer_waits_may_ask_for_the_starter() {
     settle(&runtime);
     assert_eq!((outer.ready().unwrap(), nested.ready().unwrap()), (10, 11));
     assert_empty(&flights, [1, 2]);
+}
+
+#[test]
+fn a_load_that_is_over_ties_nothing_to_its_starter() {
+    // Key 1 starts key 2, which starts key 3, hands its caller out and ends.
+    let runtime = current_thread();
+    for pends in [false, true] {
+        let inside = runtime.enter();
+        let flights = Group::new();
+        let (go_one, go_two, go_three) = (Gate::closed(), Gate::closed(), Gate::closed());
+        let kept = Arc::new(Mutex::new(None));
+        let one = {
+            let (go_one, go_two, go_three) = (go_one.clone(), go_two.clone(), go_three.clone());
+            let (one, two, three) = (flights.clone(), flights.clone(), flights.clone());
+            let keeps = Arc::clone(&kept);
+            let load_three = move || async move {
+                go_three.passed().await;
+                three.run(1, || async { unreachable!("is in flight") }).await.map_err(|_| Oops(3))
+            };
+            let load_two = move || async move {
+                let caller = async move { two.run(3, load_three).await };
+                *keeps.lock().unwrap() = Some(Caller::new(caller).waits());
+                if pends {
+                    go_two.passed().await;
+                }
+                Ok(2)
+            };
+            flights.run(1, move || async move {
+                one.run(2, load_two).await.unwrap();
+                go_one.passed().await;
+                Ok(1)
+            })
+        };
+        let one = Caller::new(one).waits();
+        go_two.open();
+        settle(&runtime);
+        go_three.open();
+        settle(&runtime);
+        assert_eq!((flights.waiters(&1), flights.stats().reentrant), (2, 0), "key 3 waits for key 1");
+        go_one.open();
+        settle(&runtime);
+        let three = kept.lock().unwrap().take().unwrap();
+        assert_eq!((one.ready().unwrap(), three.ready().unwrap()), (1, 1));
+        assert_empty(&flights, [1, 2, 3]);
+        drop(inside);
+    }
 }
 
 #[test]
