@@ -193,16 +193,18 @@ async fn what_is_no_grpc_is_each_callers_own() {
 
 #[tokio::test]
 async fn a_reply_for_one_client_is_each_callers_own() {
-    for (name, value) in
-        [("set-cookie", "a=1"), ("cache-control", "private"), ("vary", "*"), ("vary", "user-agent")]
-    {
-        let server = Server::new(guard(), move |_| async move {
-            let mut response = good();
-            response.headers_mut().insert(name, value.parse().unwrap());
-            response
-        });
-        at_once_and_later(&server).await;
-        assert_eq!(server.runs.get(), 4, "{name}");
+    let personal =
+        [("set-cookie", "a=1"), ("cache-control", "private"), ("vary", "*"), ("vary", "user-agent")];
+    for (name, value) in personal {
+        for status in ["0", "5"] {
+            let server = Server::new(guard(), move |_| async move {
+                let mut response = reply(&[MESSAGE], Some(headers(&[("grpc-status", status)])));
+                response.headers_mut().insert(name, value.parse().unwrap());
+                response
+            });
+            at_once_and_later(&server).await;
+            assert_eq!(server.runs.get(), 4, "{name}: {value}, {status}");
+        }
     }
 }
 
@@ -300,12 +302,11 @@ async fn an_old_reply_stands_in_for_trouble_behind_a_message() {
     for is_late in [false, true] {
         let (clock, guard) = lenient();
         let server = Server::new(guard, move |run| async move {
-            let trouble = Some(Frame::trailers(headers(&[("grpc-status", "14")])));
             let late = stream::once(async move {
                 for _ in 0..if is_late { 3 } else { 0 } {
                     tokio::task::yield_now().await;
                 }
-                Ok::<_, Infallible>(trouble.unwrap())
+                Ok::<_, Infallible>(Frame::trailers(headers(&[("grpc-status", "14")])))
             });
             let mut response = good();
             if run > 1 {
