@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -39,7 +40,9 @@ pub(crate) fn clocked() -> (ManualClock, StampedeGuardBuilder) {
 
 /// Lets other tasks run until `done`.
 pub(crate) async fn settle(done: impl Fn() -> bool) {
+    let start = Instant::now();
     while !done() {
+        assert!(start.elapsed() < Duration::from_secs(120), "waited in vain");
         tokio::task::yield_now().await;
     }
 }

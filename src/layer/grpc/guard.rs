@@ -44,7 +44,7 @@ use crate::layer::stats::GuardStats;
 /// Calls with `authorization` metadata pass through, unless
 /// [`key_authorization`](crate::StampedeGuardBuilder::key_authorization) puts it into the key. So do calls whose key,
 /// message included, is longer than 8 KiB, and those that are not one message. Nothing in a call's head says that it is
-/// unary: a method that streams should not be named, and does work if it is, the later by up to a second where its
+/// unary: a method that streams should not be named, and does work if it is, the later by up to ten seconds where its
 /// caller waits to hear something before it says more.
 ///
 /// # What is shared, what is stored

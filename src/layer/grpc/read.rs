@@ -13,7 +13,7 @@ use crate::http::grpc::frame::{OneMessage, Stand};
 
 /// How long a call is waited for that is not whole: a caller that is to hear something before it says more does not
 /// make a unary call.
-pub(super) const CALL_WAIT: Duration = Duration::from_secs(1);
+pub(super) const CALL_WAIT: Duration = Duration::from_secs(10);
 
 /// The message with its prefix, if that is all there is, within `cap` bytes. Else what was read, and the rest.
 pub(super) async fn read<B>(body: B, cap: u64) -> Result<Bytes, Read<B>>
