@@ -153,10 +153,11 @@ where
             flight.hand_over(over);
         }
         let timeout = self.flights.config.load_timeout.map(tokio::time::sleep);
-        #[allow(clippy::let_unit_value)]
-        let _task = sync::spawn(Driver { lead, timeout });
+        let driver = Driver { lead, timeout };
+        #[cfg(not(all(test, stampede_loom)))]
+        sync::spawn(driver);
         #[cfg(all(test, stampede_loom))]
-        flight.driven_by(_task);
+        flight.driven_by(sync::spawn(driver));
         Some(flight)
     }
 }
