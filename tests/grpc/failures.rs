@@ -77,10 +77,11 @@ async fn a_deadline_bounds_its_own_caller() {
     settle(|| shop.runs.get() == 1).await;
     let patient = tokio::spawn(async move { units(&mut patient, ask_for("chair")).await });
     let error = hasty.await.unwrap().unwrap_err();
-    assert_eq!(
-        (error.code(), error.message()),
-        (Code::DeadlineExceeded, "the call was not answered in time")
-    );
+    // On a machine that stalls, the client's own timer may speak before the answer has come through the socket.
+    let told = (error.code(), error.message());
+    let possible =
+        [(Code::DeadlineExceeded, "the call was not answered in time"), (Code::Cancelled, "Timeout expired")];
+    assert!(possible.contains(&told), "{told:?}");
     settle(|| shopping.site.arrived.get() == 2).await;
     shop.gate.add_permits(1);
     assert_eq!(patient.await.unwrap(), 1);
