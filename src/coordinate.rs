@@ -111,9 +111,16 @@ impl<A: SharedKey, B: SharedKey> SharedKey for (A, B) {
 /// Orders loads of one key over all instances: the later load has the greater token.
 pub(crate) type Token = u64;
 
+/// Keys of one cache that are voided together. A key may be in several groups, and what groups there are is the cache's
+/// own affair; instances that share it must agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Group(pub(crate) u32);
+
 /// What one caller asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask {
+    /// A group that the key is in: a value from before it was voided is none.
+    pub(crate) group: Option<Group>,
     /// A value is good enough only if its token is greater than this, fresh or not.
     pub(crate) newer_than: Option<Token>,
     /// How long past its freshness a value may be that is served while another instance loads.
@@ -190,6 +197,8 @@ pub(crate) trait EventSink: Send + Sync {
     fn invalidated(&self, key: &[u8], up_to: Token);
     /// A value of this token took the place of those with lower ones.
     fn replaced(&self, key: &[u8], by: Token);
+    /// What is in this group is void, loads under way included.
+    fn group_invalidated(&self, _group: Group) {}
     /// Anything may be void.
     fn all_doubtful(&self);
 }
@@ -204,6 +213,8 @@ pub(crate) struct Membership {
 
 /// What joins caches of the same name in different instances.
 pub(crate) trait Coordinator: Send + Sync {
+    /// Whether it is told apart from those of other services.
+    fn has_own_namespace(&self) -> bool;
     fn join(self: Arc<Self>, who: Membership) -> Arc<dyn Member>;
 }
 
@@ -214,6 +225,14 @@ pub(crate) trait Member: Send + Sync {
     /// Under way before this returns, whether or not the answer is waited for.
     fn invalidate(&self, key: Arc<[u8]>) -> Invalidation;
     fn invalidate_all(&self) -> Invalidation;
+    /// The same of a group.
+    fn invalidate_group(&self, group: Group) -> Invalidation;
+    /// True if a value of this token is from before one of its groups was voided, or may be.
+    fn is_void<'a>(&'a self, groups: &'a [Group], token: Token) -> Boxed<'a, bool>;
+    /// Whether a payload of so many bytes may have a place.
+    fn takes(&self, bytes: u64) -> bool;
+    /// Counts a value whose payload is not what it should be.
+    fn count_malformed(&self);
     /// How long a value may be served without asking again.
     fn local_ttl_cap(&self) -> Duration;
 }

@@ -106,7 +106,8 @@ impl Question<'_> {
                 // As of when it was asked for: freshness is a promise.
                 fresh_for: ms(fresh.max(0)).saturating_sub(took),
                 stale_since: ms(fresh.min(0)),
-                age: whole.saturating_sub(ms(lives)),
+                // The other way round: nobody is to take it for younger than it is.
+                age: whole.saturating_sub(ms(lives)) + took,
                 lives_for: ms(lives),
                 cost,
             })

@@ -7,12 +7,12 @@ use tokio::time::{Instant, timeout};
 
 use super::acquire::{Answer, Question};
 use super::events::{Listener, Owner, new_owner, rest};
-use super::keys::Place;
+use super::keys::{GROUP_SIGN, Place};
 use super::lease::{Held, LOCAL, RedisLease, kind_from, orphan};
 use super::link::Fault;
 use super::tier::Tier;
 use super::undone::Target;
-use crate::coordinate::{Ask, Boxed, Member, SharedValue, Turn};
+use crate::coordinate::{Ask, Boxed, Group, Member, SharedValue, Token, Turn};
 use crate::error::RemoteKind;
 use crate::invalidation::Invalidation;
 
@@ -49,14 +49,26 @@ impl RedisMember {
         self.tier.core.place(schema, &self.cache, key)
     }
 
+    /// A group's name among the caches whose epochs are kept: one that no cache can have.
+    fn group_name(&self, group: Group) -> Arc<str> {
+        format!("{}{GROUP_SIGN}{:x}", self.cache, group.0).into()
+    }
+
     async fn turn(&self, key: &Arc<[u8]>, ask: Ask) -> Turn {
         let core = &self.tier.core;
         let limit = core.config.operation_timeout;
         if !core.link.is_up() {
             return Turn::Alone;
         }
+        let group = ask.group.map(|group| self.group_name(group));
         // What Redis has under this key may be what it has yet to be told to drop.
-        if timeout(limit, core.undone.told(&self.cache, key)).await.is_err() {
+        let told = async {
+            core.undone.told(&self.cache, Some(key)).await;
+            if let Some(group) = &group {
+                core.undone.told(group, None).await;
+            }
+        };
+        if timeout(limit, told).await.is_err() {
             return Turn::Alone;
         }
         let place = self.place(self.schema, key);
@@ -82,6 +94,9 @@ impl RedisMember {
             let word = listener.next_word();
             let sent = Instant::now();
             question.void = core.epoch(&self.cache);
+            if let Some(group) = &group {
+                question.void = question.void.max(core.epoch(group));
+            }
             let answer = match question.ask(core).await {
                 Ok(answer) => answer,
                 Err(fault) => {
@@ -152,6 +167,34 @@ impl Member for RedisMember {
     fn invalidate_all(&self) -> Invalidation {
         let target = Target { cache: Arc::clone(&self.cache), key: None };
         self.tier.core.invalidate(target, Arc::clone(&self.owner), Arc::default())
+    }
+
+    fn invalidate_group(&self, group: Group) -> Invalidation {
+        let target = Target { cache: self.group_name(group), key: None };
+        self.tier.core.invalidate(target, Arc::clone(&self.owner), Arc::default())
+    }
+
+    fn is_void<'a>(&'a self, groups: &'a [Group], token: Token) -> Boxed<'a, bool> {
+        Box::pin(async move {
+            let core = &self.tier.core;
+            for group in groups {
+                let name = self.group_name(*group);
+                let told = timeout(core.config.operation_timeout, core.undone.told(&name, None));
+                if told.await.is_err() || core.epoch(&name) >= token {
+                    return true;
+                }
+            }
+            false
+        })
+    }
+
+    fn takes(&self, bytes: u64) -> bool {
+        let bounds = self.tier.core.bounds();
+        bounds.compress_over.is_some() || bytes <= bounds.bytes as u64
+    }
+
+    fn count_malformed(&self) {
+        self.tier.core.counters.malformed.add();
     }
 
     fn local_ttl_cap(&self) -> Duration {

@@ -16,7 +16,7 @@ use super::config::{RedisConfig, RedisTierError};
 use super::connector::{Connector, Wire, lasting};
 use super::envelope::Bounds;
 use super::events::{Event, Owner, Subscription, Waits, What, rest};
-use super::keys::{Place, channel, epochs};
+use super::keys::{Place, channel, epoch_of, epochs};
 use super::link::{Fault, Link};
 use super::member::RedisMember;
 use super::scripts::{EPOCH, Form, INVALIDATE, RELEASE, integer, introduce, run, single, text};
@@ -201,6 +201,10 @@ async fn first_contact(connector: &Connector) -> Result<Wire, RedisError> {
 }
 
 impl Coordinator for Tier {
+    fn has_own_namespace(&self) -> bool {
+        self.core.config.namespace != RedisConfig::default().namespace
+    }
+
     fn join(self: Arc<Self>, who: Membership) -> Arc<dyn Member> {
         let owner = super::events::new_owner();
         let listening = Listening { name: Arc::clone(&who.name), owner: Arc::clone(&owner), sink: who.sink };
@@ -258,9 +262,10 @@ impl Core {
 
     pub(super) fn hear(&self, message: &[u8]) {
         let Some(event) = Event::read(message) else { return };
+        let (cache, group) = epoch_of(event.cache);
         // A cache has done to itself what it tells others.
         let others = |member: &Listening| {
-            *member.owner != *event.owner && (event.cache.is_empty() || *member.name == *event.cache)
+            *member.owner != *event.owner && (cache.is_empty() || *member.name == *cache)
         };
         match event.what {
             What::Released => {}
@@ -277,7 +282,10 @@ impl Core {
             What::Epoch => {
                 self.raise_epoch(event.cache, event.token);
                 for sink in self.sinks(others) {
-                    sink.all_doubtful();
+                    match group {
+                        Some(group) => sink.group_invalidated(group),
+                        None => sink.all_doubtful(),
+                    }
                 }
             }
         }
