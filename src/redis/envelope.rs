@@ -1,32 +1,39 @@
-//! A value as it lies in Redis: 32 bytes that say what it is, then itself.
+//! A value as it lies in Redis: 40 bytes that say what it is, then itself.
 //!
 //! | bytes | what, numbers big-endian |
 //! |---|---|
 //! | 0 | 0xc5 |
 //! | 1 | format of the envelope: 1 |
-//! | 2 | flags: 1 compressed, 2 with its key |
+//! | 2 | flags: 1 compressed, 2 with its key, 4 in groups |
 //! | 3 | codec |
 //! | 4..8 | schema |
 //! | 8..16 | token |
 //! | 16..20 | ms it is fresh |
 //! | 20..24 | ms it lives |
 //! | 24..28 | ms its load took |
-//! | 28..32 | bytes that follow |
+//! | 28..32 | bytes that follow the header |
+//! | 32..36 | ms it may be served while a load replaces it, after its freshness |
+//! | 36..40 | ms it may be served if a load fails, after its freshness |
 //!
-//! With its key: the key's length in 4 bytes and the key come first. Compressed: the length of the rest in 4 bytes,
-//! and the rest as an LZ4 block. It holds durations and no instants: a value's age is what it lives less what Redis
+//! With its key: the key's length in 4 bytes and the key come first. In groups: how many, in 2 bytes, and 4 bytes for
+//! each. Compressed: the length of the rest in 4 bytes, and the rest as an LZ4 block. The scripts read the first 32 bytes.
+//! A negative result is a value like any other, with a life of its own.
+//! It holds durations and no instants: a value's age is what it lives less what Redis
 //! says is left. Whatever is read is untrusted: it is checked before anything is allocated for it.
 
 use std::time::Duration;
 
 use super::keys::is_digested;
-use crate::coordinate::Publication;
+use crate::coordinate::{Group, Publication};
 
-pub(super) const HEADER: usize = 32;
+pub(super) const HEADER: usize = 40;
 const MAGIC: u8 = 0xc5;
 const FORMAT: u8 = 1;
 const COMPRESSED: u8 = 1;
 const WITH_KEY: u8 = 2;
+const IN_GROUPS: u8 = 4;
+/// What is in more groups is not shared.
+const MOST_GROUPS: usize = 4_096;
 
 /// Bounds on what is written and read.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +47,7 @@ pub(super) struct Bounds {
 impl Bounds {
     /// The bytes to ask for, so that an oversized value is seen as such.
     pub(super) fn to_read(self, key: &[u8]) -> usize {
-        HEADER + self.bytes + key.len() + 9
+        HEADER + self.bytes + key.len() + 4 * MOST_GROUPS + 11
     }
 }
 
@@ -52,6 +59,9 @@ pub(super) struct Opened {
     pub(super) token: u64,
     pub(super) cost: Duration,
     pub(super) lives: Duration,
+    pub(super) stale_while_revalidate: Duration,
+    pub(super) stale_if_error: Duration,
+    pub(super) groups: Vec<Group>,
 }
 
 /// What was read is not what was written under this key.
@@ -78,6 +88,14 @@ pub(super) fn seal(
         sealed.extend_from_slice(&u32::try_from(key.len()).ok()?.to_be_bytes());
         sealed.extend_from_slice(key);
     }
+    if !what.groups.is_empty() {
+        if what.groups.len() > MOST_GROUPS {
+            return None;
+        }
+        flags |= IN_GROUPS;
+        sealed.extend_from_slice(&u16::try_from(what.groups.len()).ok()?.to_be_bytes());
+        what.groups.iter().for_each(|group| sealed.extend_from_slice(&group.0.to_be_bytes()));
+    }
     let before = sealed.len();
     if bounds.compress_over.is_some_and(|limit| what.payload.len() > limit) {
         let squeezed = lz4_flex::block::compress(&what.payload);
@@ -98,9 +116,11 @@ pub(super) fn seal(
     sealed[4..8].copy_from_slice(&schema.to_be_bytes());
     sealed[8..16].copy_from_slice(&token.to_be_bytes());
     sealed[16..20].copy_from_slice(&millis(what.fresh).to_be_bytes());
-    sealed[20..24].copy_from_slice(&millis(what.lives).to_be_bytes());
+    sealed[20..24].copy_from_slice(&millis(what.lives()).to_be_bytes());
     sealed[24..28].copy_from_slice(&millis(what.cost).to_be_bytes());
     sealed[28..32].copy_from_slice(&length.to_be_bytes());
+    sealed[32..36].copy_from_slice(&millis(what.stale_while_revalidate).to_be_bytes());
+    sealed[36..40].copy_from_slice(&millis(what.stale_if_error).to_be_bytes());
     Some(sealed)
 }
 
@@ -115,7 +135,7 @@ fn split(bytes: &[u8], at: usize) -> Result<(&[u8], &[u8]), Malformed> {
 pub(super) fn open(key: &[u8], schema: u32, sealed: &[u8], bounds: Bounds) -> Result<Opened, Malformed> {
     let (header, mut rest) = split(sealed, HEADER)?;
     let [MAGIC, FORMAT, flags, codec] = header[..4] else { return Err(Malformed) };
-    if flags & !(COMPRESSED | WITH_KEY) != 0
+    if flags & !(COMPRESSED | WITH_KEY | IN_GROUPS) != 0
         || number(&header[4..8])? != schema
         || number(&header[28..32])? as usize != rest.len()
         || (flags & WITH_KEY != 0) != is_digested(key)
@@ -129,6 +149,17 @@ pub(super) fn open(key: &[u8], schema: u32, sealed: &[u8], bounds: Bounds) -> Re
         if found != key {
             return Err(Malformed);
         }
+        rest = after;
+    }
+    let mut groups = Vec::new();
+    if flags & IN_GROUPS != 0 {
+        let (count, after) = split(rest, 2)?;
+        let count = usize::from(u16::from_be_bytes(count.try_into().map_err(|_| Malformed)?));
+        let (found, after) = split(after, 4 * count)?;
+        if count > MOST_GROUPS {
+            return Err(Malformed);
+        }
+        groups = found.chunks_exact(4).map(|group| number(group).map(Group)).collect::<Result<_, _>>()?;
         rest = after;
     }
     if rest.len() > bounds.bytes {
@@ -150,7 +181,16 @@ pub(super) fn open(key: &[u8], schema: u32, sealed: &[u8], bounds: Bounds) -> Re
         }
     };
     let span = |at: usize| number(&header[at..at + 4]).map(|ms| Duration::from_millis(u64::from(ms)));
-    Ok(Opened { payload, codec, token, cost: span(24)?, lives: span(20)? })
+    Ok(Opened {
+        payload,
+        codec,
+        token,
+        cost: span(24)?,
+        lives: span(20)?,
+        stale_while_revalidate: span(32)?,
+        stale_if_error: span(36)?,
+        groups,
+    })
 }
 
 #[cfg(test)]
@@ -164,8 +204,10 @@ mod tests {
             payload: payload.to_vec(),
             codec: 7,
             fresh: Duration::from_secs(1),
-            lives: Duration::from_secs(3),
+            stale_while_revalidate: Duration::from_millis(500),
+            stale_if_error: Duration::from_secs(2),
             cost: Duration::from_millis(20),
+            groups: vec![Group(7), Group(u32::MAX)],
         }
     }
 

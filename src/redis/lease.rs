@@ -194,7 +194,7 @@ impl Lease for RedisLease {
                 pipeline.cmd("SET").arg(&staged).arg(&sealed[..]).arg("PX").arg(STAGED_MS);
                 let mut commit = COMMIT.call(form, &[place.value(), place.control(), staged]);
                 commit.arg(&*held.owner).arg(token).arg(&core.channel).arg(core.control_life());
-                commit.arg(super::envelope::millis(what.lives).max(1)).arg(&*held.rest);
+                commit.arg(super::envelope::millis(what.lives()).max(1)).arg(&*held.rest);
                 pipeline.add_command(commit);
                 pipeline
             };

@@ -12,7 +12,7 @@ use super::lease::{Held, LOCAL, RedisLease, kind_from, orphan};
 use super::link::Fault;
 use super::tier::Tier;
 use super::undone::Target;
-use crate::coordinate::{Ask, Boxed, Group, Member, SharedValue, Token, Turn};
+use crate::coordinate::{Ask, Boxed, Group, Member, Token, Turn};
 use crate::error::RemoteKind;
 use crate::invalidation::Invalidation;
 
@@ -71,6 +71,10 @@ impl RedisMember {
         if timeout(limit, told).await.is_err() {
             return Turn::Alone;
         }
+        // What was voided as a whole is told by events; without them it has to be asked for.
+        if !core.subscription.is_live() && !core.ask_epochs().await {
+            return Turn::Alone;
+        }
         let place = self.place(self.schema, key);
         // Of its own for each flight: asking twice is asking once, and no other flight's lease is taken for its own.
         let owner = new_owner();
@@ -124,7 +128,10 @@ impl RedisMember {
                     return Turn::Lead { lease, stale };
                 }
                 Answer::Stale { value, token, left } => {
-                    if ask.newer_than.is_none() && Self::will_do(&value, ask) {
+                    if ask.newer_than.is_none()
+                        && ask.takes_stale
+                        && value.stale_since < value.stale_while_revalidate
+                    {
                         return Turn::Stale(value);
                     }
                     if left.is_zero() {
@@ -141,14 +148,13 @@ impl RedisMember {
                     continue;
                 }
             };
+            if !ask.waits {
+                return Turn::Busy;
+            }
             waited = true;
             question.awaited = token;
             let _ = timeout(poll_after(left), word).await;
         }
-    }
-
-    fn will_do(value: &SharedValue, ask: Ask) -> bool {
-        value.stale_since <= ask.stale_for
     }
 }
 
@@ -186,11 +192,6 @@ impl Member for RedisMember {
             }
             false
         })
-    }
-
-    fn takes(&self, bytes: u64) -> bool {
-        let bounds = self.tier.core.bounds();
-        bounds.compress_over.is_some() || bytes <= bounds.bytes as u64
     }
 
     fn count_malformed(&self) {

@@ -201,10 +201,6 @@ async fn first_contact(connector: &Connector) -> Result<Wire, RedisError> {
 }
 
 impl Coordinator for Tier {
-    fn has_own_namespace(&self) -> bool {
-        self.core.config.namespace != RedisConfig::default().namespace
-    }
-
     fn join(self: Arc<Self>, who: Membership) -> Arc<dyn Member> {
         let owner = super::events::new_owner();
         let listening = Listening { name: Arc::clone(&who.name), owner: Arc::clone(&owner), sink: who.sink };
@@ -297,6 +293,16 @@ impl Core {
         let read = single(redis::cmd("HGETALL").arg(epochs(&self.config.namespace)).clone());
         let answer = timeout(self.config.operation_timeout, wire.send(&read)).await;
         let Ok(Ok(answers)) = answer else { return false };
+        self.learn_epochs(answers)
+    }
+
+    /// The same on behalf of a caller.
+    pub(super) async fn ask_epochs(&self) -> bool {
+        let read = |_| single(redis::cmd("HGETALL").arg(epochs(&self.config.namespace)).clone());
+        run(&self.link, read).await.is_ok_and(|answers| self.learn_epochs(answers))
+    }
+
+    fn learn_epochs(&self, answers: Vec<Value>) -> bool {
         match answers.into_iter().next() {
             Some(Value::Map(found)) => {
                 for (cache, token) in found {

@@ -1,6 +1,10 @@
 //! Caches and locks on real Redis servers, which the tests start themselves on free ports.
+//!
+//! `REDIS_SERVER` names the program, if it is not to be `redis-server`: that of Valkey, say.
+//! `STAMPEDE_TEST_STEPS`, `STAMPEDE_TEST_PROCESSES` and `STAMPEDE_TEST_ROUNDS` make some of them longer.
 
 mod cache;
+mod calls;
 mod faults;
 mod lock;
 mod model;
