@@ -149,6 +149,11 @@ impl<K: Key, V, E> Member<K, V, E> {
             return None;
         }
         boarding.seats.push(Seat { key: self.key.clone(), part });
+        drop(boarding);
+        // Only now: who waits for the last decision finds the seat taken.
+        if let Some(ticket) = &self.ticket {
+            ticket.decide();
+        }
         Some(load)
     }
 }
