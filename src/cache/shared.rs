@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::engine::{CacheFlights, CacheLanding};
 use super::entry::{Arrival, Destination, Stamp, Storing};
@@ -53,8 +54,15 @@ impl<K, V> Tiering<K, V> {
     {
         let flights = Arc::downgrade(flights);
         let sink: Weak<dyn EventSink> = flights;
+        let own = Arc::clone(&name);
         let who = Membership { name, schema: schemas.current, previous_schemas: schemas.previous, sink };
-        Shared { member: self.tier.0.join(who), codec: self.codec, write: self.write, read: self.read }
+        Shared {
+            name: own,
+            member: self.tier.0.join(who),
+            codec: self.codec,
+            write: self.write,
+            read: self.read,
+        }
     }
 }
 
@@ -67,6 +75,7 @@ pub(super) struct Schemas {
 
 /// A cache's place on a tier.
 pub(crate) struct Shared<K, V> {
+    name: Arc<str>,
     member: Arc<dyn Member>,
     codec: Arc<dyn Codec<V>>,
     write: fn(&K, &mut Vec<u8>),
@@ -323,7 +332,9 @@ where
         lease: Box<dyn Lease>,
         own: BoxLoad<CacheLanding<K, V>, E>,
     ) -> Result<CacheLanding<K, V>, LoadError<E>> {
-        let mut arrival = match own.await {
+        let cache = self.flights.hook.shared().map(|shared| &*shared.name);
+        let span = tracing::debug_span!("shared_load", cache, token = lease.token());
+        let mut arrival = match own.instrument(span).await {
             Ok(Some(arrival)) => arrival,
             // Left out by a loader of many keys. Those who wait elsewhere load for themselves.
             Ok(None) => return Ok(None),

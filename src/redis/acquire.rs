@@ -81,8 +81,8 @@ impl Question<'_> {
         let answers = run(&core.link, commands).await?;
         let answer = self.understand(core, &answers, asked.elapsed()).unwrap_or(Answer::Refused);
         match &answer {
-            Answer::Refused => core.counters.errors.add(),
-            Answer::Malformed { .. } => core.counters.malformed.add(),
+            Answer::Refused => core.counters.refused(),
+            Answer::Malformed { .. } => core.counters.malformed(),
             _ => {}
         }
         Ok(answer)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
+use tracing::{Instrument, Span};
 
 use super::acquire::{Answer, Question};
 use super::events::{Listener, Owner, new_owner, rest};
@@ -14,6 +15,7 @@ use super::tier::Tier;
 use super::undone::Target;
 use crate::coordinate::{Ask, Boxed, Group, Member, Token, Turn};
 use crate::error::RemoteKind;
+use crate::event;
 use crate::invalidation::Invalidation;
 
 /// How long one who waits for another instance goes without asking, should no event arrive.
@@ -90,7 +92,7 @@ impl RedisMember {
             void: 0,
             reads: true,
         };
-        let mut waited = false;
+        let mut waiting = None;
         let mut until = None;
         let mine = orphan(place.clone(), &owner, None, &events);
         loop {
@@ -118,7 +120,7 @@ impl RedisMember {
             };
             until = None;
             let (token, left) = match answer {
-                Answer::Hit(value) => return Turn::Hit { value, waited },
+                Answer::Hit(value) => return Turn::Hit { value, waited: waiting.is_some() },
                 Answer::Refused => return Turn::Alone,
                 Answer::Failed(kind) if kind == LOCAL => return Turn::Alone,
                 Answer::Failed(kind) => return Turn::Failed(kind_from(&kind)),
@@ -151,10 +153,30 @@ impl RedisMember {
             if !ask.waits {
                 return Turn::Busy;
             }
-            waited = true;
             question.awaited = token;
-            let _ = timeout(poll_after(left), word).await;
+            let waiting = waiting.get_or_insert_with(|| Waiting::begin(&self.cache, token));
+            let _ = timeout(poll_after(left), word).instrument(waiting.span.clone()).await;
         }
+    }
+}
+
+/// One who waits for a load in another instance.
+struct Waiting {
+    span: Span,
+    since: Instant,
+}
+
+impl Waiting {
+    /// The token leads to the load: it is in the span that the load runs in, in its instance.
+    fn begin(cache: &str, token: Token) -> Self {
+        let span = tracing::debug_span!("shared_wait", cache, token);
+        Self { span, since: Instant::now() }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        event::count_lock_wait("load", self.since.elapsed());
     }
 }
 
@@ -195,7 +217,7 @@ impl Member for RedisMember {
     }
 
     fn count_malformed(&self) {
-        self.tier.core.counters.malformed.add();
+        self.tier.core.counters.malformed();
     }
 
     fn local_ttl_cap(&self) -> Duration {

@@ -141,7 +141,7 @@ impl RedisTier {
         let counters = Arc::new(Counters::default());
         let limit = config.operation_timeout;
         let core = Arc::new(Core {
-            link: Arc::new(Link::new(limit, Arc::clone(&counters))),
+            link: Arc::new(Link::new(limit, config.namespace.as_str().into(), Arc::clone(&counters))),
             counters,
             waits: Waits::default(),
             subscription: Subscription::default(),

@@ -56,7 +56,7 @@ impl Default for Chaos {
 /// A tier in memory, for tests of what a service does when its instances share one and it misbehaves.
 ///
 /// Each cache that is built on it is an instance of its own, as if in another process. What goes wrong is drawn from a
-/// seed: on a current-thread runtime, with Tokio's clock paused, a run with the same seed is the same run.
+/// seed, in the order in which things happen. Its time is Tokio's, so `tokio::time::pause` makes delays take none.
 ///
 /// ```
 /// use std::time::Duration;

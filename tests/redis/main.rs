@@ -5,9 +5,17 @@
 
 mod cache;
 mod calls;
+#[cfg(feature = "metrics")]
+#[path = "../support/counts.rs"]
+mod counts;
+#[cfg(feature = "metrics")]
+#[path = "../support/everything.rs"]
+mod everything;
 mod faults;
 mod lock;
 mod model;
+#[cfg(feature = "metrics")]
+mod observed;
 mod processes;
 mod proxy;
 mod server;
