@@ -107,6 +107,10 @@ mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+#[cfg(feature = "redis-sentinel")]
+pub use crate::redis::RedisCredentials;
+#[cfg(feature = "redis-tls")]
+pub use crate::redis::RedisTls;
 #[cfg(feature = "redis")]
 pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
 #[cfg(feature = "quick-cache")]

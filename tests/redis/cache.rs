@@ -358,6 +358,26 @@ async fn a_load_that_began_before_its_tag_was_invalidated_is_nobody_elses_value(
 }
 
 #[tokio::test]
+async fn if_the_record_of_what_was_voided_is_lost_all_from_before_is_void() {
+    let server = Server::start();
+    let one = tier(&server).await;
+    let a = cache(&one);
+    tag(&a, 1, "old", &["t"]).await;
+    fetch(&a, 2, "old").await;
+    published(&one, 2).await;
+    a.invalidate_tag("t");
+    until("told", || one.stats().pending_invalidations == 0).await;
+    // As a server under pressure evicts it.
+    server.command("UNLINK t:1:epochs");
+    let two = tier(&server).await;
+    let b = cache(&two);
+    assert_eq!(fetch(&b, 1, "new").await, ("new".into(), Outcome::Loaded));
+    assert_eq!(fetch(&b, 2, "new").await, ("new".into(), Outcome::Loaded));
+    published(&two, 2).await;
+    assert_eq!(fetch(&cache(&tier(&server).await), 1, "unused").await, ("new".into(), Outcome::SharedHit));
+}
+
+#[tokio::test]
 async fn an_instance_without_events_learns_of_tags_when_it_asks() {
     let server = Server::start();
     let proxy = Proxy::to(server.addr()).await;

@@ -262,7 +262,11 @@ async fn f13_a_frozen_server_is_gone_around_and_no_lock_is_left_behind() {
         assert_eq!(fetch(&cache, key, "alone").await, loaded("alone"));
     }
     println!("the first waits {first:?}, the next 98 together {:?}", started.elapsed());
-    assert_eq!(tier.stats().operations, sent, "nobody asks while the circuit is open");
+    let stats = tier.stats();
+    assert_eq!(stats.operations, sent, "nobody asks while the circuit is open");
+    assert_eq!(stats.timeouts, 1, "one caller found out, for all");
+    assert!(first < 8 * quick().operation_timeout, "{first:?}");
+    assert_eq!(cache.stats().flights.loads, 99, "one a key");
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     server.thaw();
     let thawed = Instant::now();
@@ -283,9 +287,17 @@ async fn f14_waiters_of_a_server_that_dies_load_for_themselves() {
     server.kill();
     let killed = Instant::now();
     assert_eq!(soon(waiting).await.unwrap(), loaded("second"));
-    println!("a waiter went on after {:?}", killed.elapsed());
+    let waited = killed.elapsed();
+    println!("a waiter went on after {waited:?}");
+    // A poll, its jitter and a time-out; its leader's lease lasts for an hour.
+    assert!(waited < 4 * Duration::from_millis(1_300), "{waited:?}");
+    let sent = two.stats().operations;
+    for key in 2..50 {
+        assert_eq!(fetch(&b, key, "alone").await, loaded("alone"));
+    }
+    assert_eq!(two.stats().operations, sent, "nobody asks a server that is gone");
     assert_eq!(held.finish().await.unwrap(), loaded("first"));
-    assert_eq!((a.stats().flights.loads, b.stats().flights.loads), (1, 1));
+    assert_eq!((a.stats().flights.loads, b.stats().flights.loads), (1, 49));
 }
 
 #[tokio::test]
@@ -295,12 +307,17 @@ async fn f15_a_server_that_comes_late_is_welcome() {
     let (one, two) = (connect(&url, quick()).await, connect(&url, quick()).await);
     let (a, b) = (cache(&one), cache(&two));
     assert!(one.stats().circuit_open);
-    assert_eq!(fetch(&a, 1, "alone").await, loaded("alone"));
+    for key in 1..50 {
+        assert_eq!(fetch(&a, key, "alone").await, loaded("alone"));
+    }
+    assert_eq!(one.stats().operations, 0, "nobody asks a server that is not there");
     let server = Server::start_at(port, &[]);
     let there = Instant::now();
     healed(&one).await;
     healed(&two).await;
-    println!("healed after {:?}", there.elapsed());
+    let healed = there.elapsed();
+    println!("healed after {healed:?}");
+    assert!(healed < 4 * Duration::from_secs(1), "{healed:?}");
     assert_eq!(fetch(&b, 1, "shared").await, loaded("shared"));
     published(&two, 1).await;
     // What it had from before is doubtful.

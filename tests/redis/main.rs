@@ -19,5 +19,7 @@ mod observed;
 mod processes;
 mod proxy;
 mod server;
+#[cfg(feature = "redis-tls")]
+mod tls;
 #[cfg(all(feature = "redis-cluster", feature = "redis-sentinel"))]
 mod topologies;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use stampede_guard::{Outcome, RedisConfig, RedisLock, RedisTier, StampedeCache};
+use stampede_guard::{Outcome, RedisConfig, RedisCredentials, RedisLock, RedisTier, StampedeCache};
 
 use crate::calls::{Cache, cache, fetch, published};
 use crate::proxy::Proxy;
@@ -156,6 +156,30 @@ async fn f22_a_promoted_replica_gives_greater_tokens_and_the_first_holder_learns
     proxy.retarget(replica.addr());
     soon(first.lost()).await;
     second.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn sentinels_have_credentials_of_their_own() {
+    let master = Server::start();
+    master.command("ACL SETUSER shop on >data ~* &* +@all");
+    let sentinel = Server::sentinel(master.port);
+    sentinel.command("ACL SETUSER watcher on >sentinel ~* &* +@all");
+    sentinel.command("ACL SETUSER default off");
+    let url = format!("redis-sentinel://shop:data@127.0.0.1:{}/mymaster", sentinel.port);
+    let credentials = |password: &str| RedisConfig {
+        sentinel_credentials: Some(RedisCredentials {
+            user: Some("watcher".into()),
+            password: password.into(),
+        }),
+        ..quick()
+    };
+    let tier = RedisTier::connect(&url, credentials("sentinel")).await.unwrap();
+    assert!(!tier.stats().circuit_open);
+    assert!(master.command("CLIENT LIST").contains("user=shop"));
+    let without = RedisTier::connect(&url, quick()).await;
+    assert!(without.is_err() || without.is_ok_and(|tier| tier.stats().circuit_open));
+    let shown = format!("{:?}", credentials("hunter2"));
+    assert!(shown.contains("watcher") && !shown.contains("hunter2"), "{shown}");
 }
 
 #[tokio::test]
