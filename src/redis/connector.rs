@@ -203,6 +203,30 @@ impl Connector {
         }
     }
 
+    /// Of a TLS connection that came to nothing: a server without TLS says nothing to it, or hangs up, as one that is out
+    /// of reach may.
+    #[cfg(feature = "redis-tls")]
+    pub(super) async fn answers_without_tls(&self) -> bool {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let Kind::Node(client) = &self.kind else { return false };
+        let redis::ConnectionAddr::TcpTls { host, port, .. } = client.get_connection_info().addr() else {
+            return false;
+        };
+        let answer = async {
+            let mut stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await.ok()?;
+            stream.write_all(b"PING\r\n").await.ok()?;
+            stream.read_u8().await.ok()
+        };
+        matches!(tokio::time::timeout(self.timeout, answer).await, Ok(Some(b'+' | b'-')))
+    }
+
+    #[cfg(not(feature = "redis-tls"))]
+    #[allow(clippy::unused_async, clippy::unused_self)] // as with the feature
+    pub(super) async fn answers_without_tls(&self) -> bool {
+        false
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }

@@ -137,6 +137,9 @@ impl RedisTier {
             Err(_) => None,
         };
         if first.is_none() {
+            if connector.answers_without_tls().await {
+                return Err(RedisTierError::Tls("the server answers without it".into()));
+            }
             tracing::warn!("Redis is out of reach; this instance goes on alone until it answers");
         }
         let counters = Arc::new(Counters::default());

@@ -1,6 +1,6 @@
 //! TLS: certificates made for each test, and a server that speaks nothing else.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use stampede_guard::{Outcome, RedisConfig, RedisTier, RedisTierError, RedisTls};
 
 use crate::calls::{cache, fetch, loaded, published};
@@ -16,6 +16,7 @@ impl Authority {
     fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).unwrap().pem();
         Self { pem, issuer: Issuer::new(params, key) }
@@ -24,7 +25,8 @@ impl Authority {
     /// A certificate for this host, and its key.
     fn sign(&self, host: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![host.to_string()]).unwrap();
+        let mut params = CertificateParams::new(vec![host.to_string()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, host);
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
@@ -108,6 +110,7 @@ async fn where_there_is_no_trust_the_error_says_what_to_check() {
     let authority = Authority::new();
     let (server, port, _folder) = authority.serve("127.0.0.1", "no");
     let url = format!("rediss://127.0.0.1:{port}");
+    connect(&url, authority.trusted()).await.unwrap();
     for (what, answer) in [
         ("another authority", connect(&url, Authority::new().trusted()).await),
         ("none but the system's", connect(&url, RedisTls::default()).await),
