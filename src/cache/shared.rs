@@ -135,10 +135,10 @@ fn groups(marks: Option<&Arc<[Mark]>>) -> Vec<Group> {
 
 /// The marks that these groups are; `None` if one is no mark.
 fn marks(groups: &[Group]) -> Option<Arc<[Mark]>> {
-    groups.iter().map(mark).collect()
+    groups.iter().copied().map(mark).collect()
 }
 
-fn mark(group: &Group) -> Option<Mark> {
+fn mark(group: Group) -> Option<Mark> {
     Mark::try_from(group.0).ok().filter(|&mark| usize::from(mark) < MARKS)
 }
 
@@ -415,7 +415,7 @@ where
     }
 
     fn group_invalidated(&self, group: Group) {
-        if let Some(mark) = mark(&group) {
+        if let Some(mark) = mark(group) {
             self.hook.shelf.generations.invalidate(mark);
         }
     }

@@ -230,8 +230,17 @@ mod tests {
                 assert!(sealed.len() <= BOUNDS.to_read(key));
                 assert_eq!(sealed.len() < 500 + key.len(), payload.len() < 10 || payload[0] == 5);
                 let opened = open(key, 9, &sealed, BOUNDS).unwrap();
-                let (cost, lives) = (Duration::from_millis(20), Duration::from_secs(3));
-                assert_eq!(opened, Opened { payload, codec: 7, token: 77, cost, lives });
+                let expected = Opened {
+                    payload,
+                    codec: 7,
+                    token: 77,
+                    cost: Duration::from_millis(20),
+                    lives: Duration::from_secs(3),
+                    stale_while_revalidate: Duration::from_millis(500),
+                    stale_if_error: Duration::from_secs(2),
+                    groups: vec![Group(7), Group(u32::MAX)],
+                };
+                assert_eq!(opened, expected);
             }
         }
     }
@@ -258,14 +267,15 @@ mod tests {
                 assert_eq!(open(key, 8, &sealed, BOUNDS), Err(Malformed), "another schema");
                 let tight = Bounds { bytes: 2, ..BOUNDS };
                 assert_eq!(open(key, 9, &sealed, tight), Err(Malformed), "over the limit");
-                // Whatever byte is wrong, it does not panic. One of the first three is seen, but for the bit that says
-                // that the rest is compressed, which is the codec's to see.
+                // Whatever byte is wrong, it does not panic. One of the first three is seen, but for the bits that say
+                // that the rest is compressed or begins with groups, which are the codec's to see.
                 for at in 0..sealed.len() {
                     for bit in 0..8 {
                         let mut damaged = sealed.clone();
                         damaged[at] ^= 1 << bit;
                         let opened = open(key, 9, &damaged, BOUNDS);
-                        assert!(at >= 3 || (at, bit) == (2, 0) || opened.is_err(), "{at} {bit}");
+                        let is_left = at >= 3 || (at == 2 && matches!(bit, 0 | 2));
+                        assert!(is_left || opened.is_err(), "{at} {bit}");
                     }
                 }
             }
@@ -276,17 +286,24 @@ mod tests {
 
     #[test]
     fn a_length_that_is_a_lie_allocates_nothing_like_it() {
-        let mut sealed = seal(b"k", 0, 1, &publication(&[5; 900]), BOUNDS).unwrap();
+        let alone = Publication { groups: Vec::new(), ..publication(&[5; 900]) };
+        let mut sealed = seal(b"k", 0, 1, &alone, BOUNDS).unwrap();
         sealed[HEADER..HEADER + 4].copy_from_slice(&u32::MAX.to_be_bytes());
         assert_eq!(open(b"k", 0, &sealed, BOUNDS), Err(Malformed));
+        let mut sealed = seal(b"k", 0, 1, &publication(b"x"), BOUNDS).unwrap();
+        sealed[HEADER..HEADER + 2].copy_from_slice(&u16::MAX.to_be_bytes());
+        assert_eq!(open(b"k", 0, &sealed, BOUNDS), Err(Malformed));
+        let crowd = Publication { groups: vec![Group(0); MOST_GROUPS + 1], ..publication(b"x") };
+        assert_eq!(seal(b"k", 0, 1, &crowd, BOUNDS), None);
     }
 
     /// The layout that every version must be able to read.
     #[test]
     fn the_first_format_stays_as_it_is() {
         let sealed = seal(b"k", 0x0102_0304, 0x0506, &publication(b"pay"), BOUNDS).unwrap();
-        let expected = b"\xc5\x01\x00\x07\x01\x02\x03\x04\0\0\0\0\0\0\x05\x06\
-            \0\0\x03\xe8\0\0\x0b\xb8\0\0\0\x14\0\0\0\x03pay";
+        let expected = b"\xc5\x01\x04\x07\x01\x02\x03\x04\0\0\0\0\0\0\x05\x06\
+            \0\0\x03\xe8\0\0\x0b\xb8\0\0\0\x14\0\0\0\x0d\0\0\x01\xf4\0\0\x07\xd0\
+            \0\x02\0\0\0\x07\xff\xff\xff\xffpay";
         assert_eq!(sealed, expected);
     }
 }

@@ -289,6 +289,13 @@ impl Drop for Trip {
     }
 }
 
+/// How a lease ended that brought no value.
+enum End {
+    GivenBack,
+    Failed(RemoteKind),
+    KeptLocal,
+}
+
 /// A message or its answer got lost.
 struct Lost;
 
@@ -348,12 +355,16 @@ impl Store {
     }
 
     /// Ends that lease, if it is held.
-    fn end(&self, place: &Place, token: Token, failed: Option<Option<RemoteKind>>) {
+    fn end(&self, place: &Place, token: Token, how: End) {
         let mut state = self.state.lock();
         let record = state.records.entry(place.clone()).or_default();
         if record.holder.is_some_and(|holder| holder.token == token) {
             record.holder = None;
-            record.failed = failed.map(|kind| (token, kind));
+            record.failed = match how {
+                End::GivenBack => None,
+                End::Failed(kind) => Some((token, Some(kind))),
+                End::KeptLocal => Some((token, None)),
+            };
         }
         drop(state);
         self.changed.notify_waiters();
@@ -410,9 +421,8 @@ impl Drop for Waiting<'_> {
 impl ChaosMember {
     async fn told(&self) -> bool {
         let mut pending = self.pending.subscribe();
-        // Bound, so that what is borrowed of the channel goes before it.
-        let told = timeout(PATIENCE, pending.wait_for(|count| *count == 0)).await.is_ok();
-        told
+        let told = async move { pending.wait_for(|count| *count == 0).await.is_ok() };
+        timeout(PATIENCE, told).await.unwrap_or(false)
     }
 
     async fn turn(&self, key: &Arc<[u8]>, ask: Ask) -> Turn {
@@ -425,10 +435,9 @@ impl ChaosMember {
             if !self.told().await {
                 return Turn::Alone;
             }
-            let verdict = match self.store.ask(|| self.judge(&place, ask, awaited, waited)).await {
-                Ok(verdict) => verdict,
-                // A lease whose answer got lost is given back with it.
-                Err(_) => return Turn::Alone,
+            // A lease whose answer got lost is given back with it.
+            let Ok(verdict) = self.store.ask(|| self.judge(&place, ask, awaited, waited)).await else {
+                return Turn::Alone;
             };
             match verdict {
                 Verdict::Turn(turn) => return turn,
@@ -585,7 +594,7 @@ struct ChaosLease {
 
 impl Drop for ChaosLease {
     fn drop(&mut self) {
-        self.store.end(&self.place, self.token, None);
+        self.store.end(&self.place, self.token, End::GivenBack);
     }
 }
 
@@ -626,10 +635,10 @@ impl Lease for ChaosLease {
     }
 
     fn fail(self: Box<Self>, kind: RemoteKind) {
-        self.store.end(&self.place, self.token, Some(Some(kind)));
+        self.store.end(&self.place, self.token, End::Failed(kind));
     }
 
     fn keep_local(self: Box<Self>) {
-        self.store.end(&self.place, self.token, Some(None));
+        self.store.end(&self.place, self.token, End::KeptLocal);
     }
 }
