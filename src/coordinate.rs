@@ -111,13 +111,22 @@ impl<A: SharedKey, B: SharedKey> SharedKey for (A, B) {
 /// Orders loads of one key over all instances: the later load has the greater token.
 pub(crate) type Token = u64;
 
+/// Keys of one cache that are voided together. A key may be in several groups, and what groups there are is the cache's
+/// own affair; instances that share it must agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Group(pub(crate) u32);
+
 /// What one caller asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask {
+    /// A group that the key is in: a value from before it was voided is none.
+    pub(crate) group: Option<Group>,
     /// A value is good enough only if its token is greater than this, fresh or not.
     pub(crate) newer_than: Option<Token>,
-    /// How long past its freshness a value may be that is served while another instance loads.
-    pub(crate) stale_for: Duration,
+    /// Have a value that is past its freshness, within its window, while another instance loads.
+    pub(crate) takes_stale: bool,
+    /// Wait while another instance loads; else the answer is [`Turn::Busy`].
+    pub(crate) waits: bool,
 }
 
 /// A value that instances share, its times as of when it was read.
@@ -133,10 +142,14 @@ pub(crate) struct SharedValue {
     pub(crate) stale_since: Duration,
     /// The time since it was published.
     pub(crate) age: Duration,
-    /// How long it may be of any use.
-    pub(crate) lives_for: Duration,
+    /// How long after its freshness it is served while a load replaces it.
+    pub(crate) stale_while_revalidate: Duration,
+    /// How long after its freshness it is served if a load fails.
+    pub(crate) stale_if_error: Duration,
     /// What its load took.
     pub(crate) cost: Duration,
+    /// That it is in.
+    pub(crate) groups: Vec<Group>,
 }
 
 /// What a caller is to do.
@@ -151,6 +164,8 @@ pub(crate) enum Turn {
     Failed(RemoteKind),
     /// Load for this instance alone: the tier is out of reach, or the value is not one to share.
     Alone,
+    /// Another instance loads, and this one asked not to wait for it.
+    Busy,
 }
 
 /// What a load brought, for the other instances.
@@ -159,9 +174,19 @@ pub(crate) struct Publication {
     pub(crate) payload: Vec<u8>,
     pub(crate) codec: u8,
     pub(crate) fresh: Duration,
-    /// `fresh` and the longer of the windows after it.
-    pub(crate) lives: Duration,
+    /// Counted from the end of freshness, as is the next.
+    pub(crate) stale_while_revalidate: Duration,
+    pub(crate) stale_if_error: Duration,
     pub(crate) cost: Duration,
+    /// That it is in.
+    pub(crate) groups: Vec<Group>,
+}
+
+impl Publication {
+    /// How long it may be of any use.
+    pub(crate) fn lives(&self) -> Duration {
+        self.fresh.saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
+    }
 }
 
 /// What became of a publication.
@@ -190,6 +215,8 @@ pub(crate) trait EventSink: Send + Sync {
     fn invalidated(&self, key: &[u8], up_to: Token);
     /// A value of this token took the place of those with lower ones.
     fn replaced(&self, key: &[u8], by: Token);
+    /// What is in this group is void, loads under way included.
+    fn group_invalidated(&self, group: Group);
     /// Anything may be void.
     fn all_doubtful(&self);
 }
@@ -214,6 +241,12 @@ pub(crate) trait Member: Send + Sync {
     /// Under way before this returns, whether or not the answer is waited for.
     fn invalidate(&self, key: Arc<[u8]>) -> Invalidation;
     fn invalidate_all(&self) -> Invalidation;
+    /// The same of a group.
+    fn invalidate_group(&self, group: Group) -> Invalidation;
+    /// True if a value of this token is from before one of its groups was voided, or may be.
+    fn is_void<'a>(&'a self, groups: &'a [Group], token: Token) -> Boxed<'a, bool>;
+    /// Counts a value whose payload is not what it should be.
+    fn count_malformed(&self);
     /// How long a value may be served without asking again.
     fn local_ttl_cap(&self) -> Duration;
 }

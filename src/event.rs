@@ -1,6 +1,8 @@
 //! What happened to a request, and counting it.
 
 use std::cell::Cell;
+#[cfg(feature = "redis")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sync::{AtomicU64, Ordering};
@@ -101,6 +103,39 @@ pub(crate) fn count_load(ok: bool, took: Duration) {
         metrics::counter!("stampede_loads_total", "result" => result).increment(1);
         metrics::histogram!("stampede_load_seconds").record(took.as_secs_f64());
     }
+}
+
+/// Records how long somebody waited for a lease that another instance held: a load's, or a lock.
+#[cfg(feature = "redis")]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+pub(crate) fn count_lock_wait(of: &'static str, took: Duration) {
+    #[cfg(feature = "metrics")]
+    metrics::histogram!("stampede_lock_wait_seconds", "of" => of).record(took.as_secs_f64());
+}
+
+/// Counts an operation on Redis that brought nothing.
+#[cfg(feature = "redis")]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+pub(crate) fn count_redis_error(kind: &'static str) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("stampede_redis_errors_total", "kind" => kind).increment(1);
+}
+
+/// Counts what became of a value that was to be shared.
+#[cfg(feature = "redis")]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+pub(crate) fn count_publication(result: &'static str) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("stampede_publications_total", "result" => result).increment(1);
+}
+
+/// Says whether callers of a tier go on without Redis.
+#[cfg(feature = "redis")]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+pub(crate) fn set_circuit(namespace: &Arc<str>, open: bool) {
+    #[cfg(feature = "metrics")]
+    metrics::gauge!("stampede_redis_circuit_open", "namespace" => Arc::clone(namespace))
+        .set(f64::from(u8::from(open)));
 }
 
 const STRIPES: usize = 16;

@@ -65,12 +65,17 @@
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
 //! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
-//! | `test-util` | no | [`ManualClock`] |
+//! | `test-util` | no | [`ManualClock`]; with `redis`, a tier in memory that fails at will |
 //!
 //! Without any of them there is [`SingleFlight`], on tokio and hashbrown.
 //!
 //! With `metrics`: `stampede_requests_total{outcome}`, `stampede_loads_total{result}`, `stampede_load_seconds`,
-//! `stampede_refreshes_total`. No label holds a key.
+//! `stampede_refreshes_total`; with `redis`, too: `stampede_lock_wait_seconds{of}` (`load`: for a load in another
+//! instance, `lock`: in `RedisLock::acquire`), `stampede_publications_total{result}` (`ok`, `superseded`, `local`),
+//! `stampede_redis_errors_total{kind}` (`timeout`, `connection`, `refused`, `malformed`) and the gauge
+//! `stampede_redis_circuit_open{namespace}`, 1 while callers go on without Redis. A caller that waits for another instance
+//! does so in the `tracing` span `shared_wait`, and the load that it waits for runs in a span `shared_load` of the same
+//! `token`; both are at level debug. No label or span holds a key or a value.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -102,6 +107,10 @@ mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 
+#[cfg(feature = "redis-sentinel")]
+pub use crate::redis::RedisCredentials;
+#[cfg(feature = "redis-tls")]
+pub use crate::redis::RedisTls;
 #[cfg(feature = "redis")]
 pub use crate::redis::{LockError, LockGuard, RedisConfig, RedisLock, RedisStats, RedisTier, RedisTierError};
 #[cfg(feature = "quick-cache")]

@@ -1,10 +1,16 @@
 //! Helpers for tests of code that uses this crate (feature `test-util`).
 
+#[cfg(feature = "redis")]
+mod chaos;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clock::{Clock, nanos};
+
+#[cfg(feature = "redis")]
+pub use chaos::{Chaos, ChaosStats, ChaosTier};
 
 /// A clock that stands still until it is moved. Clones share one time.
 ///

@@ -113,11 +113,10 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     /// [`name`](Self::name) on the same tier. Default: none.
     ///
     /// Of all callers in all instances that miss one key, one runs its loader, and the others get its value; see
-    /// [`Outcome`](crate::Outcome). What instances disagree on (times, capacity) is each one's own; the loader's
-    /// instance decides how long a value is fresh for all. `insert` drops the other instances' values. What carries
-    /// [`tags`](crate::Loaded::tags), what is uncacheable, and what
-    /// [`get_or_load_many`](crate::StampedeCache::get_or_load_many) loads stays in its instance. A loader is called
-    /// before the others are asked, so work that is to be spared belongs into the future it returns.
+    /// [`Outcome`](crate::Outcome). The instance that loads decides for all how long the value is fresh and how long it
+    /// may be served stale; capacity is each one's own. `insert` drops the other instances' values. What is uncacheable
+    /// stays in its instance. A loader is called before the others are asked, so work that is to be spared belongs into
+    /// the future it returns.
     #[cfg(feature = "redis")]
     #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
     pub fn redis(self, tier: impl Into<SharedTier>) -> Self

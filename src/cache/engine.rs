@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::entry::{Arrival, Destination, Entry, Storing};
-use super::generations::Born;
+use super::generations::{Born, Mark, mark_of};
 use super::loaded::{LoadContext, Loaded};
 #[cfg(feature = "redis")]
-use super::shared::{Errand, Shared};
+use super::shared::{Errand, Gate, Shared};
 use super::shelf::Shelf;
 use super::stats::Counters;
 use crate::error::{LoadError, MAX_DURATION};
@@ -56,6 +56,12 @@ pub(crate) trait Loader<V, E>: Sized {
 
     /// What the load came to and what it cost, if it took this long.
     fn came(output: <Self::Load as Future>::Output, took: Duration) -> (Came<V, E>, Duration);
+
+    /// Told when it is clear that another instance loads: who has other keys to load need not wait for this one.
+    #[cfg(feature = "redis")]
+    fn gate(&mut self) -> Option<Arc<dyn Gate>> {
+        None
+    }
 
     /// Given back unless the loader has its own time for background loads.
     fn put_off(self, stale: Entry<V>) -> Option<(Self, Entry<V>)> {
@@ -131,8 +137,10 @@ where
 {
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
         #[cfg(feature = "redis")]
-        if L::ALONE && self.flights.hook.shared().is_some() {
-            self.errand = Some(Box::new(Errand { key: key.clone(), background: false, newer_than: None }));
+        if self.flights.hook.shared().is_some() {
+            let gate = self.loader.gate();
+            let errand = Errand { key: key.clone(), background: false, newer_than: None, gate };
+            self.errand = Some(Box::new(errand));
         }
         let shelf = &self.flights.hook.shelf;
         shelf.spare_load(shelf.find(key)?, self.stale.as_deref()).map(Some)
@@ -170,11 +178,12 @@ where
 {
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
         #[cfg(feature = "redis")]
-        if L::ALONE && self.flights.hook.shared().is_some() {
+        if self.flights.hook.shared().is_some() {
             let seen = self.stale.as_ref().map(Entry::token);
             // Asked for by name, a load is to run whatever the others have.
             let newer_than = if self.forced { seen.or(Some(u64::MAX)) } else { seen };
-            self.errand = Some(Errand { key: key.clone(), background: true, newer_than });
+            let gate = self.loader.gate();
+            self.errand = Some(Errand { key: key.clone(), background: true, newer_than, gate });
         }
         if self.forced {
             return None;
@@ -285,6 +294,15 @@ where
         }
     }
 
+    /// The same of all that carries a mark.
+    #[cfg_attr(not(feature = "redis"), allow(unused_variables, clippy::unused_self))]
+    pub(super) fn tell_tag_invalid(&self, mark: Mark) {
+        #[cfg(feature = "redis")]
+        if let Some(shared) = self.shared() {
+            drop(shared.invalidate_tag(mark));
+        }
+    }
+
     fn destination(
         &self,
         loaded: &Loaded<V>,
@@ -302,13 +320,12 @@ where
             stale_while_revalidate: or(loaded.stale_while_revalidate, self.life.stale_while_revalidate),
             stale_if_error: or(loaded.stale_if_error, self.life.stale_if_error),
         };
-        let generations = &self.shelf.generations;
         // A value that is kept keeps its tags.
         let kept = stale.filter(|_| loaded.value.is_none()).and_then(Entry::tags);
         let tags = if loaded.tags.is_empty() {
             kept.cloned()
         } else {
-            let own = loaded.tags.iter().map(|tag| generations.mark_of(tag.as_str()));
+            let own = loaded.tags.iter().map(mark_of);
             Some(kept.into_iter().flat_map(|tags| tags.iter().copied()).chain(own).collect())
         };
         Destination::Shelf(Storing { tags, ..Storing::new(life, cost, born) })

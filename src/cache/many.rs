@@ -1,24 +1,28 @@
 //! Many keys in one call: one run of one loader for all that are neither cached nor in flight.
 //!
 //! Each key stays a flight of its own, which other callers join and which an insert overrules. The flights that
-//! this call leads wait for their parts of one batch.
+//! this call leads wait for their parts of one batch. Where instances share a tier, each flight asks it first, all at
+//! once, and only those that are to load come aboard; the loader is called as soon as that is clear of all.
 
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::oneshot::{self, error::RecvError};
+use tokio::sync::oneshot;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use super::engine::{CacheFlights, Came, Loader, refresh};
 use super::entry::Entry;
 use super::fetch::{Answer, Fetch};
 use super::loaded::{LoadContext, Loaded};
-use crate::error::{LoadError, Panicked};
+#[cfg(feature = "redis")]
+use super::shared::Gate;
+use crate::error::{LoadError, Panicked, RemoteKind};
 use crate::event;
 use crate::flight::{Fault, Key, Owned, Value};
 use crate::sync::{self, Mutex};
@@ -43,49 +47,145 @@ impl<K, V, E> Seat<K, V, E> {
 }
 
 /// Who flies in one call's batch.
-struct Batch<K, V, E>(Mutex<Boarding<K, V, E>>);
+struct Batch<K, V, E> {
+    boarding: Mutex<Boarding<K, V, E>>,
+    /// Told when the last key is decided.
+    decided: Notify,
+}
 
 struct Boarding<K, V, E> {
     /// Whoever comes later has missed the loader's call.
     open: bool,
     seats: Vec<Seat<K, V, E>>,
+    /// Keys of which it is not clear yet whether they are to be loaded here.
+    undecided: usize,
+    /// Keys that came too late: another instance was to load them and did not.
+    late: HashSet<K>,
     /// Keys that were served, and whose values a load should replace.
     refreshes: Vec<(K, Entry<V>)>,
 }
 
-/// One key's place in a batch.
-pub(super) struct Member<K, V, E> {
+/// One key's claim to a place in a batch.
+pub(super) struct Member<K: Key, V, E> {
     batch: Arc<Batch<K, V, E>>,
     key: K,
+    /// Of a key that other instances are asked for.
+    ticket: Option<Arc<Ticket<K, V, E>>>,
+}
+
+/// Held while it is not clear whether a key is to be loaded here. Dropped, it is not.
+struct Ticket<K: Key, V, E> {
+    batch: Arc<Batch<K, V, E>>,
+    decided: AtomicBool,
+}
+
+impl<K: Key, V, E> Ticket<K, V, E> {
+    fn decide(&self) {
+        if self.decided.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut boarding = self.batch.boarding.lock();
+        boarding.undecided -= 1;
+        if boarding.undecided == 0 {
+            self.batch.decided.notify_waiters();
+        }
+    }
+}
+
+impl<K: Key, V, E> Drop for Ticket<K, V, E> {
+    fn drop(&mut self) {
+        self.decide();
+    }
+}
+
+#[cfg(feature = "redis")]
+impl<K, V, E> Gate for Ticket<K, V, E>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+{
+    fn others_load(&self) {
+        self.decide();
+    }
+}
+
+/// The load of one key: its part of the batch.
+pub(super) enum Aboard<K: Key, V, E> {
+    /// Its first poll says that it is to run, and takes the seat.
+    Called(Member<K, V, E>),
+    /// No part comes if the batch left without it.
+    Seated(Option<oneshot::Receiver<Part<V, E>>>),
+}
+
+// Nothing in it is pinned.
+impl<K: Key, V, E> Unpin for Aboard<K, V, E> {}
+
+impl<K: Key, V, E> Future for Aboard<K, V, E> {
+    type Output = Part<V, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Part<V, E>> {
+        if let Self::Called(member) = &*self {
+            *self = Self::Seated(member.board());
+        }
+        let came = match &mut *self {
+            Self::Seated(Some(part)) => match Pin::new(part).poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(part)) => return Poll::Ready(part),
+                Poll::Ready(Err(_)) => Err(LoadError::Cancelled),
+            },
+            _ => Ok(None),
+        };
+        Poll::Ready(Part { came, cost: Duration::ZERO })
+    }
+}
+
+impl<K: Key, V, E> Member<K, V, E> {
+    fn board(&self) -> Option<oneshot::Receiver<Part<V, E>>> {
+        let (part, load) = oneshot::channel();
+        let mut boarding = self.batch.boarding.lock();
+        if !boarding.open {
+            boarding.late.insert(self.key.clone());
+            return None;
+        }
+        boarding.seats.push(Seat { key: self.key.clone(), part });
+        drop(boarding);
+        // Only now: who waits for the last decision finds the seat taken.
+        if let Some(ticket) = &self.ticket {
+            ticket.decide();
+        }
+        Some(load)
+    }
 }
 
 impl<K, V, E> Loader<V, E> for Member<K, V, E>
 where
-    V: Send + 'static,
+    K: Key,
+    V: Value,
     E: Fault,
 {
-    type Load = oneshot::Receiver<Part<V, E>>;
+    type Load = Aboard<K, V, E>;
 
     const ALONE: bool = false;
 
     fn load(self, _: LoadContext<V>) -> Self::Load {
-        let (part, load) = oneshot::channel();
-        let mut boarding = self.batch.0.lock();
-        if boarding.open {
-            boarding.seats.push(Seat { key: self.key, part });
-        }
-        load
+        if self.ticket.is_some() { Aboard::Called(self) } else { Aboard::Seated(self.board()) }
     }
 
-    fn came(output: Result<Part<V, E>, RecvError>, took: Duration) -> (Came<V, E>, Duration) {
-        match output {
-            Ok(part) => (part.came.map(|value| value.map(Loaded::new)), part.cost),
-            Err(_) => (Err(LoadError::Cancelled), took),
-        }
+    fn came(part: Part<V, E>, _: Duration) -> (Came<V, E>, Duration) {
+        (part.came.map(|value| value.map(Loaded::new)), part.cost)
+    }
+
+    #[cfg(feature = "redis")]
+    fn gate(&mut self) -> Option<Arc<dyn Gate>> {
+        self.batch.boarding.lock().undecided += 1;
+        let ticket = Arc::new(Ticket { batch: Arc::clone(&self.batch), decided: AtomicBool::new(false) });
+        self.ticket = Some(Arc::clone(&ticket));
+        Some(ticket)
     }
 
     fn put_off(self, stale: Entry<V>) -> Option<(Self, Entry<V>)> {
-        self.batch.0.lock().refreshes.push((self.key, stale));
+        self.batch.boarding.lock().refreshes.push((self.key, stale));
         None
     }
 }
@@ -97,29 +197,53 @@ where
     E: Fault,
 {
     fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Boarding { open: false, seats: Vec::new(), refreshes: Vec::new() })))
+        let boarding = Boarding {
+            open: false,
+            seats: Vec::new(),
+            undecided: 0,
+            late: HashSet::new(),
+            refreshes: Vec::new(),
+        };
+        Arc::new(Self { boarding: Mutex::new(boarding), decided: Notify::new() })
     }
 
-    fn set_open(&self, open: bool) {
-        self.0.lock().open = open;
+    fn open(&self) {
+        self.boarding.lock().open = true;
+    }
+
+    /// Takes no more aboard, once it is clear of every key whether it comes: at once, unless other instances are asked.
+    async fn close(&self) {
+        loop {
+            let decided = self.decided.notified();
+            if self.try_close() {
+                return;
+            }
+            decided.await;
+        }
+    }
+
+    fn try_close(&self) -> bool {
+        let mut boarding = self.boarding.lock();
+        boarding.open = boarding.undecided > 0;
+        !boarding.open
     }
 
     fn is_led(&self) -> bool {
-        !self.0.lock().seats.is_empty()
+        !self.boarding.lock().seats.is_empty()
     }
 
     fn member(self: &Arc<Self>, key: K) -> Member<K, V, E> {
-        Member { batch: Arc::clone(self), key }
+        Member { batch: Arc::clone(self), key, ticket: None }
     }
 
     /// Calls the loader for everyone aboard; background loads ride along. Without a call that waits, the batch is
     /// a background load itself, and is skipped if there is no permit for it.
-    fn depart<F, Fut>(self: &Arc<Self>, flights: &Arc<CacheFlights<K, V, E>>, load: &mut Option<F>)
+    async fn depart<F, Fut>(self: &Arc<Self>, flights: &Arc<CacheFlights<K, V, E>>, load: &mut Option<F>)
     where
         F: FnOnce(Vec<K>) -> Fut,
         Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
     {
-        let refreshes = std::mem::take(&mut self.0.lock().refreshes);
+        let refreshes = std::mem::take(&mut self.boarding.lock().refreshes);
         let is_led = self.is_led();
         if refreshes.is_empty() && !is_led {
             return;
@@ -129,12 +253,12 @@ where
         if governor.is_some() && permit.is_none() && !is_led {
             return;
         }
-        self.set_open(true);
+        self.open();
         for (key, stale) in refreshes {
             refresh(flights, Owned(key.clone()), self.member(key), Some(stale), false);
         }
-        self.set_open(false);
-        let seats = std::mem::take(&mut self.0.lock().seats);
+        self.close().await;
+        let seats = std::mem::take(&mut self.boarding.lock().seats);
         if seats.is_empty() {
             return;
         }
@@ -150,6 +274,21 @@ where
                     seat.answer(Err(LoadError::Panicked(panic.clone())), Duration::ZERO);
                 }
             }
+        }
+    }
+}
+
+/// The caller's end of a batch. Dropped before the loader was called, it leaves out all who are aboard.
+struct Desk<K: Key, V: Value, E: Fault>(Arc<Batch<K, V, E>>);
+
+impl<K: Key, V: Value, E: Fault> Drop for Desk<K, V, E> {
+    fn drop(&mut self) {
+        let mut boarding = self.0.boarding.lock();
+        boarding.open = false;
+        let seats = std::mem::take(&mut boarding.seats);
+        drop(boarding);
+        for seat in seats {
+            seat.answer(Ok(None), Duration::ZERO);
         }
     }
 }
@@ -220,7 +359,8 @@ where
     F: FnOnce(Vec<K>) -> Fut,
     Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
 {
-    let batch = Batch::new();
+    let desk = Desk(Batch::new());
+    let batch = &desk.0;
     let mut load = Some(load);
     let mut seen = HashSet::new();
     let mut keys: Vec<K> = keys.into_iter().filter(|key| seen.insert(key.clone())).collect();
@@ -234,9 +374,10 @@ where
             Err(error) => drop(answers.insert(key, Err(error))),
         };
         let mut waiting = Vec::new();
-        // Boarding and the loader's call are one poll: no flight waits for a call that its caller has yet to make.
+        // Boarding and the loader's call are one poll, unless other instances are asked in between: no flight waits for a
+        // call that its caller has yet to make.
         poll_fn(|cx| {
-            batch.set_open(true);
+            batch.open();
             for key in keys.drain(..) {
                 let mut fetch = Fetch::new(flights, Owned(key.clone()), batch.member(key.clone()));
                 match Pin::new(&mut fetch).poll(cx) {
@@ -244,23 +385,28 @@ where
                     Poll::Pending => waiting.push((key, fetch)),
                 }
             }
-            batch.set_open(false);
-            if batch.is_led() || waiting.is_empty() {
-                batch.depart(flights, &mut load);
-            }
             Poll::Ready(())
         })
         .await;
+        batch.close().await;
+        if batch.is_led() || waiting.is_empty() {
+            batch.depart(flights, &mut load).await;
+        }
         // In turn: a flight that lands before its turn keeps its result, and one wake-up costs one poll.
         for (key, fetch) in waiting {
             answer(key, fetch.await);
         }
         // Keys that others' loaders left out are this call's to load, if its loader has not been called.
+        let late = std::mem::take(&mut batch.boarding.lock().late);
         if load.is_none() || declined.is_empty() {
+            // Whether there is such a value nobody has said.
+            for key in declined.into_iter().filter(|key| late.contains(key)) {
+                answers.insert(key, Err(LoadError::Remote { kind: RemoteKind::Failed }));
+            }
             break;
         }
         keys = declined;
     }
-    batch.depart(flights, &mut load);
+    batch.depart(flights, &mut load).await;
     answers
 }

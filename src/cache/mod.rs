@@ -29,7 +29,7 @@ pub use store::{Moka, Store};
 pub(crate) use self::{
     builder::{check_jitter, check_life, check_window},
     entry::{Arrival, Destination, Entry, Storing},
-    generations::{Born, Mark},
+    generations::{Born, Mark, mark_of},
     shelf::{Shelf, ShelfConfig},
     store::StoreKind,
 };

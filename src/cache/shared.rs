@@ -8,15 +8,16 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::engine::{CacheFlights, CacheLanding};
 use super::entry::{Arrival, Destination, Stamp, Storing};
-use super::generations::Born;
+use super::generations::{Born, MARKS, Mark};
 use super::shelf::Shelf;
 use crate::codec::Codec;
 use crate::coordinate::{
-    Ask, EventSink, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier, SharedValue,
-    Token, Turn,
+    Ask, EventSink, Group, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier,
+    SharedValue, Token, Turn,
 };
 use crate::error::{LoadError, RemoteKind};
 use crate::event::{Outcome, StaleReason};
@@ -53,8 +54,15 @@ impl<K, V> Tiering<K, V> {
     {
         let flights = Arc::downgrade(flights);
         let sink: Weak<dyn EventSink> = flights;
+        let own = Arc::clone(&name);
         let who = Membership { name, schema: schemas.current, previous_schemas: schemas.previous, sink };
-        Shared { member: self.tier.0.join(who), codec: self.codec, write: self.write, read: self.read }
+        Shared {
+            name: own,
+            member: self.tier.0.join(who),
+            codec: self.codec,
+            write: self.write,
+            read: self.read,
+        }
     }
 }
 
@@ -67,6 +75,7 @@ pub(super) struct Schemas {
 
 /// A cache's place on a tier.
 pub(crate) struct Shared<K, V> {
+    name: Arc<str>,
     member: Arc<dyn Member>,
     codec: Arc<dyn Codec<V>>,
     write: fn(&K, &mut Vec<u8>),
@@ -86,11 +95,18 @@ pub(super) struct Errand<K> {
     pub(super) background: bool,
     /// Of what the flight is to replace, if it is to replace something.
     pub(super) newer_than: Option<Token>,
+    pub(super) gate: Option<Arc<dyn Gate>>,
+}
+
+/// Somebody who waits until it is clear whether a load is to run here. A load that is polled, or dropped, says so itself.
+pub(super) trait Gate: Send + Sync {
+    /// It is not to run for now: another instance loads.
+    fn others_load(&self);
 }
 
 /// What an instance keeps of a life that all instances share: it asks again after `cap`. Beyond its freshness here a
 /// value is served if a load fails, not before.
-fn capped(life: Lifetime, cap: Duration) -> Lifetime {
+pub(crate) fn capped(life: Lifetime, cap: Duration) -> Lifetime {
     let ttl = life.ttl.min(cap);
     let rest = life.ttl.saturating_sub(ttl);
     // Where the cap cuts freshness short, it leaves nothing.
@@ -98,16 +114,38 @@ fn capped(life: Lifetime, cap: Duration) -> Lifetime {
     Lifetime { ttl, stale_while_revalidate, stale_if_error: rest + life.stale_if_error }
 }
 
-/// What is left of a shared value's life, under this cache's windows.
-fn rest_of(value: &SharedValue, windows: &Lifetime) -> Lifetime {
-    let left = |window: Duration| {
-        window.saturating_sub(value.stale_since).min(value.lives_for.saturating_sub(value.fresh_for))
-    };
+/// What is left of a shared value's life, as the instance that loaded it decided.
+pub(crate) fn rest_of(value: &SharedValue) -> Lifetime {
+    let left = |window: Duration| window.saturating_sub(value.stale_since);
     Lifetime {
         ttl: value.fresh_for,
-        stale_while_revalidate: left(windows.stale_while_revalidate),
-        stale_if_error: left(windows.stale_if_error),
+        stale_while_revalidate: left(value.stale_while_revalidate),
+        stale_if_error: left(value.stale_if_error),
     }
+}
+
+/// Groups of keys, as tags' marks are called where instances share them.
+fn groups(marks: Option<&Arc<[Mark]>>) -> Vec<Group> {
+    let mut groups: Vec<_> =
+        marks.into_iter().flat_map(|marks| marks.iter()).map(|&mark| Group(mark.into())).collect();
+    groups.sort_unstable_by_key(|group| group.0);
+    groups.dedup();
+    groups
+}
+
+/// The marks that these groups are; `None` if one is no mark.
+fn marks(groups: &[Group]) -> Option<Arc<[Mark]>> {
+    groups.iter().copied().map(mark).collect()
+}
+
+fn mark(group: Group) -> Option<Mark> {
+    Mark::try_from(group.0).ok().filter(|&mark| usize::from(mark) < MARKS)
+}
+
+/// A shared value that this cache can use.
+struct Opened<V> {
+    value: V,
+    marks: Option<Arc<[Mark]>>,
 }
 
 impl<K, V: Value> Shared<K, V> {
@@ -129,11 +167,25 @@ impl<K, V: Value> Shared<K, V> {
         self.member.invalidate_all()
     }
 
-    fn decode(&self, value: &SharedValue) -> Option<V> {
+    pub(super) fn invalidate_tag(&self, mark: Mark) -> Invalidation {
+        self.member.invalidate_group(Group(mark.into()))
+    }
+
+    /// The value and its tags' marks; `None` if it is in another format or damaged, or if one of its tags was
+    /// invalidated since its load began.
+    async fn open(&self, value: &SharedValue) -> Option<Opened<V>> {
         if value.codec != self.codec.id() {
             return None;
         }
-        self.codec.decode(&value.payload).ok()
+        let (marks, groups) = (marks(&value.groups)?, &value.groups);
+        if !groups.is_empty() && self.member.is_void(groups, value.token).await {
+            return None;
+        }
+        let Ok(decoded) = self.codec.decode(&value.payload) else {
+            self.member.count_malformed();
+            return None;
+        };
+        Some(Opened { value: decoded, marks: (!marks.is_empty()).then_some(marks) })
     }
 }
 
@@ -151,7 +203,7 @@ where
     V: Value,
     E: Fault,
 {
-    Box::pin(async move { Errander { flights, errand }.run(own).await.map(Some) })
+    Box::pin(async move { Errander { flights, errand }.run(own).await })
 }
 
 struct Errander<K, V, E> {
@@ -165,17 +217,27 @@ where
     V: Value,
     E: Fault,
 {
-    async fn run(self, own: BoxLoad<CacheLanding<K, V>, E>) -> Result<Arrival<K, V>, LoadError<E>> {
-        let Some(shared) = self.flights.hook.shared() else { return landed(own.await) };
+    async fn run(self, own: BoxLoad<CacheLanding<K, V>, E>) -> Result<CacheLanding<K, V>, LoadError<E>> {
+        let Some(shared) = self.flights.hook.shared() else { return own.await };
         let name = shared.name_of(&self.errand.key);
-        let windows = self.flights.hook.life;
-        let stale_for = if self.errand.background { Duration::ZERO } else { windows.stale_while_revalidate };
         // It is as old as the question: an invalidation while it is on its way voids it.
         let born = self.flights.hook.shelf.generations.born();
-        let mut ask = Ask { newer_than: self.errand.newer_than, stale_for };
+        let mut ask = Ask {
+            group: None,
+            newer_than: self.errand.newer_than,
+            takes_stale: !self.errand.background,
+            waits: self.errand.gate.is_none(),
+        };
         loop {
             let (value, outcome) = match shared.member.enter(&name, ask).await {
-                Turn::Alone => return self.alone(landed(own.await)),
+                Turn::Alone => return Ok(own.await?.map(|arrival| self.alone(arrival))),
+                Turn::Busy => {
+                    if let Some(gate) = &self.errand.gate {
+                        gate.others_load();
+                    }
+                    ask.waits = true;
+                    continue;
+                }
                 Turn::Failed(kind) => {
                     self.flights.hook.counters.spare_load();
                     return Err(LoadError::Remote { kind });
@@ -188,25 +250,28 @@ where
                     (value, Outcome::Stale { age, reason })
                 }
                 Turn::Lead { lease, stale } => {
-                    let stale = stale.and_then(|value| Some((shared.decode(&value)?, value)));
+                    let stale = match stale {
+                        Some(value) => shared.open(&value).await.map(|opened| (opened, value)),
+                        None => None,
+                    };
                     return self.lead(lease, stale, born, own).await;
                 }
             };
-            if let Some(decoded) = shared.decode(&value) {
+            if let Some(opened) = shared.open(&value).await {
                 self.flights.hook.counters.spare_load();
-                return Ok(self.arrival(decoded, &value, born, outcome));
+                return Ok(Some(self.arrival(opened, &value, born, outcome)));
             }
-            // Another format, or damaged: nothing to have, so something newer.
+            // Nothing to have, so something newer.
             ask.newer_than = Some(value.token.max(ask.newer_than.unwrap_or(0)));
         }
     }
 
     /// The value of another instance's load.
-    fn arrival(&self, decoded: V, value: &SharedValue, born: Born, outcome: Outcome) -> Arrival<K, V> {
-        let life = capped(rest_of(value, &self.flights.hook.life), self.cap());
+    fn arrival(&self, opened: Opened<V>, value: &SharedValue, born: Born, outcome: Outcome) -> Arrival<K, V> {
+        let life = capped(rest_of(value), self.cap());
         let shared = Some(Stamp { token: value.token, outcome: Some(outcome) });
-        let storing = Storing { shared, ..Storing::new(life, value.cost, born) };
-        Arrival { value: decoded, bound_for: Destination::Shelf(storing) }
+        let storing = Storing { shared, tags: opened.marks, ..Storing::new(life, value.cost, born) };
+        Arrival { value: opened.value, bound_for: Destination::Shelf(storing) }
     }
 
     fn cap(&self) -> Duration {
@@ -214,51 +279,47 @@ where
     }
 
     /// A load that no other instance hears of.
-    fn alone(&self, result: Result<Arrival<K, V>, LoadError<E>>) -> Result<Arrival<K, V>, LoadError<E>> {
-        let mut arrival = result?;
+    fn alone(&self, mut arrival: Arrival<K, V>) -> Arrival<K, V> {
         if let Destination::Shelf(storing) = &mut arrival.bound_for {
             storing.life = capped(self.settled(storing), self.cap());
             storing.shared = Some(Stamp { token: 0, outcome: None });
         }
-        Ok(arrival)
+        arrival
     }
 
     /// The life of a value with its jitter, which all instances then share.
     fn settled(&self, storing: &Storing) -> Lifetime {
-        Lifetime { ttl: self.flights.hook.shelf.jittered(storing.life.ttl), ..storing.life }
+        Lifetime { ttl: self.flights.hook.shelf.jittered(storing.life.ttl, storing.jitter), ..storing.life }
     }
 
     /// This instance loads, for all.
     async fn lead(
         self,
         lease: Box<dyn Lease>,
-        stale: Option<(V, SharedValue)>,
+        stale: Option<(Opened<V>, SharedValue)>,
         born: Born,
         own: BoxLoad<CacheLanding<K, V>, E>,
-    ) -> Result<Arrival<K, V>, LoadError<E>> {
-        let windows = self.flights.hook.life;
+    ) -> Result<CacheLanding<K, V>, LoadError<E>> {
         match stale {
-            Some((decoded, value))
-                if !self.errand.background && value.stale_since < windows.stale_while_revalidate =>
+            Some((opened, value))
+                if !self.errand.background && value.stale_since < value.stale_while_revalidate =>
             {
                 // Served at once; the load goes on in the background, and its value is read from the tier.
                 let outcome = Outcome::Stale { age: value.age, reason: StaleReason::Revalidating };
-                let arrival = self.arrival(decoded, &value, born, outcome);
+                let arrival = self.arrival(opened, &value, born, outcome);
                 let limit = self.flights.load_timeout().unwrap_or(Duration::MAX);
                 self.flights.hook.counters.count_refresh();
                 sync::spawn(async move {
                     // A load that outlasts its time drops its lease.
                     let _ = timeout(limit, self.fly(lease, own)).await;
                 });
-                Ok(arrival)
+                Ok(Some(arrival))
             }
-            Some((decoded, value))
-                if !self.errand.background && value.stale_since < windows.stale_if_error =>
-            {
+            Some((opened, value)) if !self.errand.background && value.stale_since < value.stale_if_error => {
                 let loaded = self.fly(lease, own).await;
                 loaded.or_else(|_| {
                     let outcome = Outcome::Stale { age: value.age, reason: StaleReason::LoadFailed };
-                    Ok(self.arrival(decoded, &value, born, outcome))
+                    Ok(Some(self.arrival(opened, &value, born, outcome)))
                 })
             }
             _ => self.fly(lease, own).await,
@@ -270,9 +331,13 @@ where
         &self,
         lease: Box<dyn Lease>,
         own: BoxLoad<CacheLanding<K, V>, E>,
-    ) -> Result<Arrival<K, V>, LoadError<E>> {
-        let mut arrival = match landed(own.await) {
-            Ok(arrival) => arrival,
+    ) -> Result<CacheLanding<K, V>, LoadError<E>> {
+        let cache = self.flights.hook.shared().map(|shared| &*shared.name);
+        let span = tracing::debug_span!("shared_load", cache, token = lease.token());
+        let mut arrival = match own.instrument(span).await {
+            Ok(Some(arrival)) => arrival,
+            // Left out by a loader of many keys. Those who wait elsewhere load for themselves.
+            Ok(None) => return Ok(None),
             Err(error) => {
                 match &error {
                     LoadError::Failed(_) => lease.fail(RemoteKind::Failed),
@@ -283,32 +348,34 @@ where
                 return Err(error);
             }
         };
-        // Tags are known to this instance alone, so what has some is for it alone.
-        match &mut arrival.bound_for {
-            Destination::Shelf(storing) if storing.tags.is_none() => {
-                let life = self.settled(storing);
-                storing.life = capped(life, self.cap());
-                storing.shared = Some(Stamp { token: lease.token(), outcome: None });
-                self.publish(lease, &arrival.value, life, storing.cost);
-                Ok(arrival)
-            }
-            _ => {
-                lease.keep_local();
-                self.alone(Ok(arrival))
-            }
-        }
+        let Destination::Shelf(storing) = &mut arrival.bound_for else {
+            lease.keep_local();
+            return Ok(Some(self.alone(arrival)));
+        };
+        let life = self.settled(storing);
+        storing.life = capped(life, self.cap());
+        storing.shared = Some(Stamp { token: lease.token(), outcome: None });
+        self.publish(lease, &arrival.value, life, storing);
+        Ok(Some(arrival))
     }
 
     /// In the background: nobody who waits for the value waits for this.
-    fn publish(&self, lease: Box<dyn Lease>, value: &V, life: Lifetime, cost: Duration) {
+    fn publish(&self, lease: Box<dyn Lease>, value: &V, life: Lifetime, storing: &Storing) {
         let Some(shared) = self.flights.hook.shared() else { return };
         let mut payload = Vec::new();
         if shared.codec.encode(value, &mut payload).is_err() {
             tracing::warn!("a value could not be encoded; it stays in this instance");
             return lease.keep_local();
         }
-        let lives = life.ttl + life.stale_while_revalidate.max(life.stale_if_error);
-        let what = Publication { payload, codec: shared.codec.id(), fresh: life.ttl, lives, cost };
+        let what = Publication {
+            payload,
+            codec: shared.codec.id(),
+            fresh: life.ttl,
+            stale_while_revalidate: life.stale_while_revalidate,
+            stale_if_error: life.stale_if_error,
+            cost: storing.cost,
+            groups: groups(storing.tags.as_ref()),
+        };
         let (flights, key, token) = (Arc::downgrade(&self.flights), self.errand.key.clone(), lease.token());
         sync::spawn(async move {
             if lease.publish(what).await == Published::Superseded
@@ -318,11 +385,6 @@ where
             }
         });
     }
-}
-
-/// A load of one key does not leave it out.
-fn landed<K, V, E>(result: Result<CacheLanding<K, V>, LoadError<E>>) -> Result<Arrival<K, V>, LoadError<E>> {
-    result?.ok_or(LoadError::Cancelled)
 }
 
 /// Drops what is on the shelf unless its load was later than the one of this token.
@@ -352,6 +414,12 @@ where
         }
     }
 
+    fn group_invalidated(&self, group: Group) {
+        if let Some(mark) = mark(group) {
+            self.hook.shelf.generations.invalidate(mark);
+        }
+    }
+
     fn all_doubtful(&self) {
         self.hook.shelf.clear();
         self.hook.shelf.announce();
@@ -378,22 +446,32 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_value_is_within_its_own_life_and_this_caches_windows() {
+    fn what_is_left_of_a_value_is_within_the_windows_that_came_with_it() {
         let secs = Duration::from_secs;
-        let value = |fresh, stale, lives| SharedValue {
+        let value = |fresh, stale| SharedValue {
             payload: Vec::new(),
             codec: 0,
             token: 1,
             fresh_for: secs(fresh),
             stale_since: secs(stale),
             age: secs(0),
-            lives_for: secs(lives),
+            stale_while_revalidate: secs(10),
+            stale_if_error: secs(20),
             cost: secs(0),
+            groups: Vec::new(),
         };
-        let windows = life(60, 10, 20);
-        assert_eq!(rest_of(&value(5, 0, 25), &windows), life(5, 10, 20));
-        assert_eq!(rest_of(&value(5, 0, 12), &windows), life(5, 7, 7));
-        assert_eq!(rest_of(&value(0, 4, 16), &windows), life(0, 6, 16));
-        assert_eq!(rest_of(&value(0, 15, 5), &windows), life(0, 0, 5));
+        assert_eq!(rest_of(&value(5, 0)), life(5, 10, 20));
+        assert_eq!(rest_of(&value(0, 4)), life(0, 6, 16));
+        assert_eq!(rest_of(&value(0, 15)), life(0, 0, 5));
+    }
+
+    #[test]
+    fn tags_become_groups_and_come_back() {
+        let tags: Arc<[Mark]> = [7, 3, 7].into();
+        assert_eq!(groups(Some(&tags)), [Group(3), Group(7)]);
+        assert_eq!(marks(&groups(Some(&tags))).as_deref(), Some(&[3, 7][..]));
+        for foreign in [4_096, 65_536 + 3] {
+            assert_eq!(marks(&[Group(3), Group(foreign)]), None, "{foreign}");
+        }
     }
 }

@@ -138,11 +138,11 @@ where
         }
     }
 
-    /// A time to live with its jitter.
+    /// A time to live with its jitter: `own`, or else the shelf's.
     #[cfg(feature = "redis")]
-    pub(super) fn jittered(&self, ttl: Duration) -> Duration {
-        let start = Tick(0);
-        let times = Times::new(start, &Lifetime::fresh_for(ttl), self.jitter, self.random.unit(), ttl);
+    pub(crate) fn jittered(&self, ttl: Duration, own: Option<f64>) -> Duration {
+        let (start, jitter) = (Tick(0), own.unwrap_or(self.jitter));
+        let times = Times::new(start, &Lifetime::fresh_for(ttl), jitter, self.random.unit(), ttl);
         times.fresh_until.since(start)
     }
 

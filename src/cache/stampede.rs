@@ -13,6 +13,7 @@ use super::builder::StampedeCacheBuilder;
 use super::engine::{CacheFlights, Detailed, Plain, refresh};
 use super::entry::Storing;
 use super::fetch::{Answer, Fetch, Fetched};
+use super::generations::mark_of;
 use super::loaded::{LoadContext, Loaded};
 use super::many::fetch_many;
 use super::stats::CacheStats;
@@ -217,6 +218,11 @@ where
     /// for it alone run their own loaders; a call like this one that waits for it asks its own `load`, unless that
     /// has been called already. Values for other keys are ignored.
     ///
+    /// Where instances share a tier, it is asked for all keys at once, and `load` is given those that no other instance
+    /// has or loads. It is called when that is known: a stale value is served one round trip later than without a tier.
+    /// A key that another instance was loading, and then did not, is [`LoadError::Remote`] if `load` has been called by
+    /// then.
+    ///
     /// ```
     /// # use std::collections::HashMap;
     /// # use stampede_guard::StampedeCache;
@@ -394,9 +400,12 @@ where
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// Where instances share a tier this concerns all of them, soon after the call returns.
     pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
-        let generations = &self.flights.hook.shelf.generations;
-        generations.invalidate(generations.mark_of(tag.as_ref()));
+        let mark = mark_of(tag.as_ref());
+        self.flights.hook.shelf.generations.invalidate(mark);
+        self.flights.hook.tell_tag_invalid(mark);
     }
 
     /// Starts a background load of `key`, whether or not its value is fresh. False if one is under way, the

@@ -14,7 +14,7 @@ use super::page::{Page, PageKey, Reply};
 use super::stats::Counters;
 use super::uniques::Uniques;
 use super::writes::Writes;
-use crate::cache::{Entry, Mark, Shelf};
+use crate::cache::{Entry, Mark, Shelf, mark_of};
 use crate::flight::Flights;
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
 use crate::http::origin::{Target, hash_target};
@@ -168,8 +168,7 @@ impl Guarded {
     /// Takes the tags out of a response, and gives their marks.
     pub(super) fn take_tags(&self, headers: &mut HeaderMap) -> Option<Arc<[Mark]>> {
         let name = self.settings.tag_header.as_ref()?;
-        let generations = &self.shelf().generations;
-        let marks: Arc<[Mark]> = words(headers, name).map(|tag| generations.mark_of(tag)).collect();
+        let marks: Arc<[Mark]> = words(headers, name).map(mark_of).collect();
         headers.remove(name);
         (!marks.is_empty()).then_some(marks)
     }

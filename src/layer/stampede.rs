@@ -10,6 +10,7 @@ use super::builder::StampedeGuardBuilder;
 use super::guard::Guarded;
 use super::service::GuardService;
 use super::stats::GuardStats;
+use crate::cache::mark_of;
 use crate::http::origin::Target;
 
 /// A Tower layer that lets identical requests share one handler run.
@@ -153,8 +154,7 @@ impl StampedeGuard {
     /// Takes the same time however much carries the tag. Tags share 4,096 marks, so what carries another may be dropped
     /// along with it, at the price of a handler run.
     pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
-        let generations = &self.guard.shelf().generations;
-        generations.invalidate(generations.mark_of(tag.as_ref().as_bytes()));
+        self.guard.shelf().generations.invalidate(mark_of(tag.as_ref()));
     }
 
     /// The settings of this guard, to be changed for another that shares its store, flights and counts: other times or

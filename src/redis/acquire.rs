@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::Instant;
 
-use super::envelope::{HEADER, Opened, open};
+use super::envelope::open;
 use super::events::Owner;
 use super::keys::Place;
 use super::link::Fault;
@@ -81,8 +81,8 @@ impl Question<'_> {
         let answers = run(&core.link, commands).await?;
         let answer = self.understand(core, &answers, asked.elapsed()).unwrap_or(Answer::Refused);
         match &answer {
-            Answer::Refused => core.counters.errors.add(),
-            Answer::Malformed { .. } => core.counters.malformed.add(),
+            Answer::Refused => core.counters.refused(),
+            Answer::Malformed { .. } => core.counters.malformed(),
             _ => {}
         }
         Ok(answer)
@@ -96,19 +96,21 @@ impl Question<'_> {
         let left = ms(number(5)?);
         let shared = || -> Option<SharedValue> {
             let Some(Value::BulkString(bytes)) = answers.get(1) else { return None };
-            let Opened { payload, codec, token, cost, lives: whole } =
-                open(self.key, self.schema, bytes, core.bounds()).ok()?;
+            let opened = open(self.key, self.schema, bytes, core.bounds()).ok()?;
             // It may have been replaced since the script looked.
-            (token == value_token).then(|| SharedValue {
-                payload,
-                codec,
-                token,
+            (opened.token == value_token).then(|| SharedValue {
+                payload: opened.payload,
+                codec: opened.codec,
+                token: opened.token,
                 // As of when it was asked for: freshness is a promise.
                 fresh_for: ms(fresh.max(0)).saturating_sub(took),
                 stale_since: ms(fresh.min(0)),
-                age: whole.saturating_sub(ms(lives)),
-                lives_for: ms(lives),
-                cost,
+                // The other way round: nobody is to take it for younger than it is.
+                age: opened.lives.saturating_sub(ms(lives)) + took,
+                stale_while_revalidate: opened.stale_while_revalidate,
+                stale_if_error: opened.stale_if_error,
+                cost: opened.cost,
+                groups: opened.groups,
             })
         };
         Some(match (text(reply.first()?)?, shared()) {
@@ -124,5 +126,3 @@ impl Question<'_> {
         })
     }
 }
-
-const _: () = assert!(HEADER == 32, "the script reads as many bytes");

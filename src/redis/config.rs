@@ -1,5 +1,7 @@
 //! Settings of a tier, and what a connection can be refused for.
 
+#[cfg(any(feature = "redis-sentinel", feature = "redis-tls"))]
+use std::fmt;
 use std::time::Duration;
 
 use crate::error::{ConfigError, check_name, check_positive};
@@ -47,6 +49,69 @@ pub struct RedisConfig {
     /// How long a failed load is told to whoever asks, in all instances, in place of another load. Default: zero,
     /// those who waited for it alone.
     pub error_backoff: Duration,
+    /// Whom to trust, and who one is, where the URL says TLS. Default: the system's certificate authorities, and nobody.
+    #[cfg(feature = "redis-tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+    pub tls: RedisTls,
+    /// What the sentinels want to hear; the user and password in the URL are for the servers that they watch.
+    /// Default: `None`, they are asked without.
+    #[cfg(feature = "redis-sentinel")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis-sentinel")))]
+    pub sentinel_credentials: Option<RedisCredentials>,
+}
+
+/// Certificates, all in PEM.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// use stampede_guard::{RedisConfig, RedisTls};
+/// # let folder = std::env::temp_dir().join(format!("stampede-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// # std::fs::write(folder.join("ca.pem"), "")?;
+/// # std::env::set_current_dir(&folder)?;
+///
+/// let tls = RedisTls { root_certificates: Some(std::fs::read("ca.pem")?), ..RedisTls::default() };
+/// let config = RedisConfig { tls, ..RedisConfig::default() };
+/// # drop(config);
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "redis-tls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis-tls")))]
+#[derive(Clone, Default)]
+pub struct RedisTls {
+    /// The certificate authorities to trust in place of the system's. Default: `None`, the system's.
+    pub root_certificates: Option<Vec<u8>>,
+    /// A certificate to show to the server, with those above it, if it asks for one. Default: `None`.
+    pub client_certificate: Option<Vec<u8>>,
+    /// The key of [`client_certificate`](Self::client_certificate). Default: `None`.
+    pub client_key: Option<Vec<u8>>,
+}
+
+#[cfg(feature = "redis-tls")]
+impl fmt::Debug for RedisTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisTls").finish_non_exhaustive()
+    }
+}
+
+/// A user and a password.
+#[cfg(feature = "redis-sentinel")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis-sentinel")))]
+#[derive(Clone, Default)]
+pub struct RedisCredentials {
+    /// `None` for the default user.
+    pub user: Option<String>,
+    /// The password.
+    pub password: String,
+}
+
+#[cfg(feature = "redis-sentinel")]
+impl fmt::Debug for RedisCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisCredentials").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 impl Default for RedisConfig {
@@ -61,6 +126,10 @@ impl Default for RedisConfig {
             max_value_bytes: 1024 * 1024,
             compress_over: None,
             error_backoff: Duration::ZERO,
+            #[cfg(feature = "redis-tls")]
+            tls: RedisTls::default(),
+            #[cfg(feature = "redis-sentinel")]
+            sentinel_credentials: None,
         }
     }
 }
@@ -90,6 +159,10 @@ impl RedisConfig {
         }
         if self.error_backoff > MOST_TIME {
             return Err(ConfigError::new("error_backoff", self.error_backoff, "at most a day"));
+        }
+        #[cfg(feature = "redis-tls")]
+        if self.tls.client_certificate.is_some() != self.tls.client_key.is_some() {
+            return Err(ConfigError::new("tls", &self.tls, "a client certificate and its key, or neither"));
         }
         if self.max_value_bytes == 0 || self.max_value_bytes > MOST_BYTES {
             return Err(ConfigError::new(
@@ -123,6 +196,13 @@ pub enum RedisTierError {
     /// The user may not do what a tier does.
     #[error("Redis refused a command ({0}): give the user the permissions that docs/redis.md lists")]
     Permission(String),
+    /// There is no trust between this client and the server, or one of them does not speak TLS.
+    #[error(
+        "no TLS connection to Redis ({0}): check that the server's port speaks TLS, that `RedisConfig::tls` names the \
+         authority that signed its certificate, that the certificate is for the host in the URL, and that the server \
+         trusts the client's certificate if it asks for one"
+    )]
+    Tls(String),
     /// The server does not speak the protocol that events need.
     #[error("the server is too old: Redis 6.0 or later, or Valkey, is needed")]
     Unsupported,

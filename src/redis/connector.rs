@@ -10,7 +10,7 @@ use redis::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::config::RedisTierError;
+use super::config::{RedisConfig, RedisTierError};
 
 /// A connection that carries commands. Clones share it.
 #[derive(Clone)]
@@ -57,22 +57,67 @@ enum Kind {
 pub(super) struct Connector {
     kind: Kind,
     timeout: Duration,
+    tls: bool,
+}
+
+#[cfg(not(feature = "redis-tls"))]
+fn choose_provider() {}
+
+/// TLS needs to know whose cryptography to use, and the client panics if nobody said. What the service chose is kept.
+#[cfg(feature = "redis-tls")]
+fn choose_provider() {
+    use rustls::crypto::{CryptoProvider, ring};
+    if CryptoProvider::get_default().is_none() {
+        // Another thread may have been first.
+        let _ = ring::default_provider().install_default();
+    }
+}
+
+#[cfg(not(feature = "redis-tls"))]
+fn client(info: ConnectionInfo, _: &RedisConfig) -> Result<Client, RedisTierError> {
+    Client::open(info).map_err(|error| refused_url(&error))
+}
+
+#[cfg(feature = "redis-tls")]
+fn client(info: ConnectionInfo, config: &RedisConfig) -> Result<Client, RedisTierError> {
+    if let (Some(certificates), redis::ConnectionAddr::TcpTls { .. }) = (certificates(config), info.addr()) {
+        return Client::build_with_tls(info, certificates).map_err(|error| refused_certificates(&error));
+    }
+    Client::open(info).map_err(|error| refused_url(&error))
+}
+
+/// `None` if nothing is said of any.
+#[cfg(feature = "redis-tls")]
+fn certificates(config: &RedisConfig) -> Option<redis::TlsCertificates> {
+    let tls = config.tls.clone();
+    let client_tls = tls.client_certificate.zip(tls.client_key);
+    let client_tls =
+        client_tls.map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
+    let root_cert = tls.root_certificates;
+    (client_tls.is_some() || root_cert.is_some()).then_some(redis::TlsCertificates { client_tls, root_cert })
+}
+
+/// The error names what cannot be read, and nothing of it.
+#[cfg(feature = "redis-tls")]
+fn refused_certificates(error: &RedisError) -> RedisTierError {
+    RedisTierError::Tls(format!("a certificate or key in `RedisConfig::tls` is no PEM: {}", error.category()))
 }
 
 fn unusable(why: &str) -> RedisTierError {
     RedisTierError::Url(format!(
         "{why}; use redis://[user:password@]host[:port][/database], rediss:// for TLS, redis+unix:///path, \
-         redis-cluster://host:port,host:port or redis-sentinel://host:port,host:port/master[/database]"
+         redis-cluster://host:port,host:port or redis-sentinel://host:port,host:port/master[/database], and rediss-cluster:// \
+         or rediss-sentinel:// for TLS"
     ))
 }
 
 #[cfg(not(feature = "redis-cluster"))]
-fn cluster(_: &'static str, _: &str, _: Duration) -> Result<Kind, RedisTierError> {
+fn cluster(_: &'static str, _: &str, _: &RedisConfig, _: Duration) -> Result<Kind, RedisTierError> {
     Err(RedisTierError::Url("a cluster needs this crate's feature `redis-cluster`".into()))
 }
 
 #[cfg(not(feature = "redis-sentinel"))]
-fn sentinel(_: &'static str, _: &str) -> Result<Kind, RedisTierError> {
+fn sentinel(_: &'static str, _: &str, _: &RedisConfig) -> Result<Kind, RedisTierError> {
     Err(RedisTierError::Url("Sentinel needs this crate's feature `redis-sentinel`".into()))
 }
 
@@ -119,20 +164,67 @@ impl Parts<'_> {
 }
 
 impl Connector {
-    pub(super) fn new(url: &str, operation_timeout: Duration) -> Result<Self, RedisTierError> {
+    pub(super) fn new(url: &str, config: &RedisConfig) -> Result<Self, RedisTierError> {
         // A handshake is a few round trips.
-        let timeout = (operation_timeout * 2).max(Duration::from_millis(500));
+        let timeout = (config.operation_timeout * 2).max(Duration::from_millis(500));
         let Some((scheme, rest)) = url.split_once("://") else { return Err(unusable("it has no scheme")) };
         let kind = match scheme {
-            "redis-cluster" => cluster("redis", rest, timeout)?,
-            "rediss-cluster" => cluster("rediss", rest, timeout)?,
-            "redis-sentinel" => sentinel("redis", rest)?,
+            "redis-cluster" => cluster("redis", rest, config, timeout)?,
+            "rediss-cluster" => cluster("rediss", rest, config, timeout)?,
+            "redis-sentinel" => sentinel("redis", rest, config)?,
+            "rediss-sentinel" => sentinel("rediss", rest, config)?,
             _ => {
                 let info = url.into_connection_info().map_err(|error| refused_url(&error))?;
-                Kind::Node(Box::new(Client::open(settled(&info)).map_err(|error| refused_url(&error))?))
+                Kind::Node(Box::new(client(settled(&info), config)?))
             }
         };
-        Ok(Self { kind, timeout })
+        let tls = matches!(scheme, "rediss" | "rediss-cluster" | "rediss-sentinel" | "valkeys");
+        if tls {
+            choose_provider();
+        }
+        Ok(Self { kind, timeout, tls })
+    }
+
+    /// What no later attempt would change; `None` for a server that is out of reach or not ready.
+    pub(super) fn lasting(&self, error: &RedisError) -> Option<RedisTierError> {
+        let text = || error.to_string();
+        let code = error.code().unwrap_or_default();
+        match (error.kind(), code) {
+            (ErrorKind::AuthenticationFailed, _) | (_, "NOAUTH" | "WRONGPASS") => {
+                Some(RedisTierError::Credentials(text()))
+            }
+            (ErrorKind::RESP3NotSupported, _) | (_, "NOPROTO") => Some(RedisTierError::Unsupported),
+            (_, "NOPERM") => Some(RedisTierError::Permission(text())),
+            // What TLS does not accept is data to it that makes no sense.
+            (ErrorKind::Io, _) if self.tls && !is_out_of_reach(error) => Some(RedisTierError::Tls(text())),
+            (ErrorKind::InvalidClientConfig, _) => Some(refused_url(error)),
+            (_, "ERR" | "DENIED") => Some(RedisTierError::Refused(text())),
+            _ => None,
+        }
+    }
+
+    /// Of a TLS connection that came to nothing: a server without TLS says nothing to it, or hangs up, as one that is out
+    /// of reach may.
+    #[cfg(feature = "redis-tls")]
+    pub(super) async fn answers_without_tls(&self) -> bool {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let Kind::Node(client) = &self.kind else { return false };
+        let redis::ConnectionAddr::TcpTls { host, port, .. } = client.get_connection_info().addr() else {
+            return false;
+        };
+        let answer = async {
+            let mut stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await.ok()?;
+            stream.write_all(b"PING\r\n").await.ok()?;
+            stream.read_u8().await.ok()
+        };
+        matches!(tokio::time::timeout(self.timeout, answer).await, Ok(Some(b'+' | b'-')))
+    }
+
+    #[cfg(not(feature = "redis-tls"))]
+    #[allow(clippy::unused_async, clippy::unused_self)] // as with the feature
+    pub(super) async fn answers_without_tls(&self) -> bool {
+        false
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -187,13 +279,25 @@ impl Connector {
 }
 
 #[cfg(feature = "redis-cluster")]
-fn cluster(scheme: &'static str, rest: &str, timeout: Duration) -> Result<Kind, RedisTierError> {
+#[cfg_attr(not(feature = "redis-tls"), allow(unused_variables))]
+fn cluster(
+    scheme: &'static str,
+    rest: &str,
+    config: &RedisConfig,
+    timeout: Duration,
+) -> Result<Kind, RedisTierError> {
     let parts = parts(scheme, rest)?;
     let nodes = parts.hosts.iter().map(|host| parts.node(host, parts.path));
     let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
-    let seeds = nodes.iter().map(|node| Client::open(node.clone()).map_err(|error| refused_url(&error)));
+    let seeds = nodes.iter().map(|node| client(node.clone(), config));
     let seeds = seeds.collect::<Result<Vec<_>, _>>()?;
-    let client = redis::cluster::ClusterClient::builder(nodes)
+    let builder = redis::cluster::ClusterClient::builder(nodes);
+    #[cfg(feature = "redis-tls")]
+    let builder = match certificates(config).filter(|_| scheme == "rediss") {
+        Some(certificates) => builder.certs(certificates),
+        None => builder,
+    };
+    let client = builder
         .use_protocol(ProtocolVersion::RESP3)
         .tcp_settings(TcpSettings::default().set_nodelay(true))
         .connection_timeout(timeout)
@@ -204,43 +308,54 @@ fn cluster(scheme: &'static str, rest: &str, timeout: Duration) -> Result<Kind, 
 }
 
 #[cfg(feature = "redis-sentinel")]
-fn sentinel(scheme: &'static str, rest: &str) -> Result<Kind, RedisTierError> {
-    use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
+fn sentinel(scheme: &'static str, rest: &str, config: &RedisConfig) -> Result<Kind, RedisTierError> {
+    use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 
     let parts = parts(scheme, rest)?;
     let (master, database) = parts.path.split_once('/').unwrap_or((parts.path, ""));
     if master.is_empty() {
         return Err(unusable("the name of the master is missing"));
     }
-    // User, password and database are the master's; sentinels are asked without.
-    let anonymous = Parts { user: "", hosts: Vec::new(), ..parts };
-    let sentinels = parts.hosts.iter().map(|host| anonymous.node(host, ""));
-    let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
+    // User, password and database are the master's.
     let node = parts.node(parts.hosts[0], database)?;
-    let node = SentinelNodeConnectionInfo::default()
-        .set_redis_connection_info(node.redis_settings().clone())
-        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    // Its type of the name depends on the client's features.
-    let master: String = master.into();
-    let client = SentinelClient::build(sentinels, master, Some(node), SentinelServerType::Master);
-    let client = client.map_err(|error| refused_url(&error))?;
+    let node = node.redis_settings();
+    let sentinels = parts.hosts.iter().map(|host| Ok(parts.node(host, "")?.addr().clone()));
+    let sentinels = sentinels.collect::<Result<Vec<_>, RedisTierError>>()?;
+    let builder = SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master);
+    let tcp = TcpSettings::default().set_nodelay(true);
+    let mut builder = builder
+        .map_err(|error| refused_url(&error))?
+        .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+        .set_client_to_redis_db(node.db())
+        .set_client_to_redis_tcp_settings(tcp);
+    if let Some(user) = node.username() {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = node.password() {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    if let Some(own) = &config.sentinel_credentials {
+        builder = builder.set_client_to_sentinel_password(&own.password);
+        if let Some(user) = &own.user {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+    }
+    #[cfg(feature = "redis-tls")]
+    if scheme == "rediss" {
+        builder = builder.set_client_to_redis_tls_mode(redis::TlsMode::Secure);
+        if let Some(certificates) = certificates(config) {
+            builder = builder
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates);
+        }
+    }
+    let client = builder.build().map_err(|error| refused_url(&error))?;
     Ok(Kind::Sentinel(Box::new(tokio::sync::Mutex::new(client))))
 }
 
-/// What no later attempt would change; `None` for a server that is out of reach or not ready.
-pub(super) fn lasting(error: &RedisError) -> Option<RedisTierError> {
-    let text = || error.to_string();
-    let code = error.code().unwrap_or_default();
-    match (error.kind(), code) {
-        (ErrorKind::AuthenticationFailed, _) | (_, "NOAUTH" | "WRONGPASS") => {
-            Some(RedisTierError::Credentials(text()))
-        }
-        (ErrorKind::RESP3NotSupported, _) | (_, "NOPROTO") => Some(RedisTierError::Unsupported),
-        (_, "NOPERM") => Some(RedisTierError::Permission(text())),
-        (ErrorKind::InvalidClientConfig, _) => Some(refused_url(error)),
-        (_, "ERR" | "DENIED") => Some(RedisTierError::Refused(text())),
-        _ => None,
-    }
+/// True if nobody answered, or the answer broke off.
+fn is_out_of_reach(error: &RedisError) -> bool {
+    error.is_connection_refusal() || error.is_timeout() || error.is_connection_dropped()
 }
 
 #[cfg(test)]
@@ -248,7 +363,7 @@ mod tests {
     use super::*;
 
     fn refusal(url: &str) -> String {
-        match Connector::new(url, Duration::from_millis(250)) {
+        match Connector::new(url, &RedisConfig::default()) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("{url} was taken"),
         }
@@ -268,16 +383,16 @@ mod tests {
     #[test]
     fn every_form_is_taken() {
         for url in ["redis://localhost", "redis://u:p@10.0.0.1:7000/3", "redis+unix:///run/redis.sock"] {
-            Connector::new(url, Duration::from_millis(250)).map(drop).unwrap();
+            Connector::new(url, &RedisConfig::default()).map(drop).unwrap();
         }
         #[cfg(feature = "redis-tls")]
-        Connector::new("rediss://localhost", Duration::from_millis(250)).map(drop).unwrap();
+        Connector::new("rediss://localhost", &RedisConfig::default()).map(drop).unwrap();
     }
 
     #[cfg(feature = "redis-cluster")]
     #[test]
     fn a_cluster_is_a_list_of_nodes() {
-        Connector::new("redis-cluster://u:p@a:7000,b:7001", Duration::from_millis(250)).map(drop).unwrap();
+        Connector::new("redis-cluster://u:p@a:7000,b:7001", &RedisConfig::default()).map(drop).unwrap();
         assert!(refusal("redis-cluster://a:7000,").contains("a host is missing"));
     }
 
@@ -285,7 +400,7 @@ mod tests {
     #[test]
     fn a_sentinel_url_names_its_master() {
         let url = "redis-sentinel://u:p@a:26379,b:26379/mymaster/2";
-        Connector::new(url, Duration::from_millis(250)).map(drop).unwrap();
+        Connector::new(url, &RedisConfig::default()).map(drop).unwrap();
         assert!(refusal("redis-sentinel://a:26379").contains("the name of the master is missing"));
     }
 }

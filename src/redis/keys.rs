@@ -8,6 +8,8 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+use crate::coordinate::Group;
+
 /// Of this layout; another one would have another number.
 const LAYOUT: u8 = 1;
 
@@ -16,6 +18,17 @@ const LONGEST_KEY: usize = 128;
 
 /// Part of the names of locks, and not of any cache: it is no legal name of one.
 pub(super) const LOCKS: &str = "~lock";
+
+/// Between a cache's name and that of a group of its keys. No name of a cache has it.
+pub(super) const GROUP_SIGN: char = '#';
+
+/// The cache that an epoch is of, and the group if it is not of all of the cache.
+pub(super) fn epoch_of(name: &str) -> (&str, Option<Group>) {
+    match name.split_once(GROUP_SIGN) {
+        Some((cache, group)) => (cache, u32::from_str_radix(group, 16).ok().map(Group)),
+        None => (name, None),
+    }
+}
 
 /// The prefix of a key's names in Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -180,7 +180,7 @@ impl Lease for RedisLease {
             let core = Arc::clone(&self.held.core);
             let token = self.held.token();
             let Some(sealed) = seal(&self.key, self.schema, token, &what, core.bounds()) else {
-                core.counters.kept_local.add();
+                core.counters.kept_local();
                 // Its waiters load for themselves, and so do those who come in the next seconds.
                 let _ = self.held.release(LOCAL, OVERSIZE_FOR).await;
                 return Published::Unknown;
@@ -194,23 +194,23 @@ impl Lease for RedisLease {
                 pipeline.cmd("SET").arg(&staged).arg(&sealed[..]).arg("PX").arg(STAGED_MS);
                 let mut commit = COMMIT.call(form, &[place.value(), place.control(), staged]);
                 commit.arg(&*held.owner).arg(token).arg(&core.channel).arg(core.control_life());
-                commit.arg(super::envelope::millis(what.lives).max(1)).arg(&*held.rest);
+                commit.arg(super::envelope::millis(what.lives()).max(1)).arg(&*held.rest);
                 pipeline.add_command(commit);
                 pipeline
             };
             match run(&core.link, commands).await {
                 Ok(answers) => match answers.get(1).and_then(text) {
                     Some("ok" | "late") => {
-                        core.counters.published.add();
+                        core.counters.published();
                         Published::Yes
                     }
                     Some("old" | "inv" | "gone") => {
-                        core.counters.superseded.add();
+                        core.counters.superseded();
                         Published::Superseded
                     }
                     // Redis could not take it, for want of memory perhaps: nobody is to wait for it.
                     _ => {
-                        core.counters.errors.add();
+                        core.counters.refused();
                         let give_back = |form| single(core.release(form, &held, "", OVERSIZE_FOR));
                         if let Err(fault) = run(&core.link, give_back).await {
                             core.disown(held.clone(), fault);
@@ -232,7 +232,7 @@ impl Lease for RedisLease {
     }
 
     fn keep_local(self: Box<Self>) {
-        self.held.core.counters.kept_local.add();
+        self.held.core.counters.kept_local();
         self.end_with(LOCAL, std::time::Duration::ZERO);
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::connector::{Connector, Wire};
 use super::stats::{Count, Counters};
 use crate::coordinate::Boxed;
+use crate::event;
 use crate::sync::Mutex;
 
 /// How often a connection that nobody complains about is tried.
@@ -60,6 +61,7 @@ struct State {
 pub(super) struct Link {
     state: Mutex<State>,
     limit: Duration,
+    namespace: Arc<str>,
     /// Answers.
     heard: Count,
     /// Wakes the supervisor before its time.
@@ -72,10 +74,12 @@ pub(super) struct Link {
 pub(super) type Settle = dyn Fn(Wire, u64) -> Boxed<'static, bool> + Send + Sync;
 
 impl Link {
-    pub(super) fn new(limit: Duration, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(limit: Duration, namespace: Arc<str>, counters: Arc<Counters>) -> Self {
+        event::set_circuit(&namespace, true);
         Self {
             state: Mutex::new(State { wire: None, generation: 0, trusted: false }),
             limit,
+            namespace,
             heard: Count::default(),
             doubt: Notify::new(),
             up: watch::Sender::new(false),
@@ -113,12 +117,12 @@ impl Link {
                 Ok(answers)
             }
             Ok(Err(error)) => {
-                self.counters.errors.add();
+                self.counters.broken();
                 self.distrust(generation, is_broken(&error));
                 Err(Fault::Broken)
             }
             Err(_) => {
-                self.counters.timeouts.add();
+                self.counters.timed_out();
                 self.distrust(generation, false);
                 Err(Fault::TimedOut(Late(wire)))
             }
@@ -169,7 +173,7 @@ impl Link {
         if gone && matches!(state.wire, Some(Wire::Node(_))) {
             state.wire = None;
         }
-        self.up.send_replace(false);
+        self.set_up(false);
         drop(state);
         self.doubt.notify_one();
     }
@@ -179,7 +183,23 @@ impl Link {
         let mut state = self.state.lock();
         if state.generation == generation && state.wire.is_some() {
             state.trusted = true;
-            self.up.send_replace(true);
+            self.set_up(true);
+        }
+    }
+
+    /// Called with the state locked, so that what is told of it is in the order of its changes.
+    fn set_up(&self, up: bool) {
+        if self.up.send_replace(up) == up {
+            return;
+        }
+        event::set_circuit(&self.namespace, !up);
+        if up {
+            tracing::info!(namespace = &*self.namespace, "Redis answers; this instance shares again");
+        } else {
+            tracing::warn!(
+                namespace = &*self.namespace,
+                "Redis does not answer; this instance goes on alone"
+            );
         }
     }
 

@@ -14,6 +14,7 @@ use super::keys::LOCKS;
 use super::lease::{Held, orphan};
 use super::member::poll_after;
 use super::tier::{RedisTier, Tier};
+use crate::event;
 use crate::sync::Mutex;
 
 /// A lock that at most one holder in all instances has at a time, with a fencing token for what it protects.
@@ -106,6 +107,13 @@ impl RedisLock {
     /// A caller whose future is dropped leaves the queue. If Redis was granting it the lock, that lock ends with its
     /// lease.
     pub async fn acquire(&self, name: &str) -> Result<LockGuard, LockError> {
+        let since = Instant::now();
+        let answer = self.acquire_in_time(name).await;
+        event::count_lock_wait("lock", since.elapsed());
+        answer
+    }
+
+    async fn acquire_in_time(&self, name: &str) -> Result<LockGuard, LockError> {
         let Some(after) = self.wait_limit else { return self.wait(name).await };
         // Further than a clock reaches is no limit.
         match Instant::now().checked_add(after) {

@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
+use tracing::{Instrument, Span};
 
 use super::acquire::{Answer, Question};
 use super::events::{Listener, Owner, new_owner, rest};
-use super::keys::Place;
+use super::keys::{GROUP_SIGN, Place};
 use super::lease::{Held, LOCAL, RedisLease, kind_from, orphan};
 use super::link::Fault;
 use super::tier::Tier;
 use super::undone::Target;
-use crate::coordinate::{Ask, Boxed, Member, SharedValue, Turn};
+use crate::coordinate::{Ask, Boxed, Group, Member, Token, Turn};
 use crate::error::RemoteKind;
+use crate::event;
 use crate::invalidation::Invalidation;
 
 /// How long one who waits for another instance goes without asking, should no event arrive.
@@ -49,14 +51,30 @@ impl RedisMember {
         self.tier.core.place(schema, &self.cache, key)
     }
 
+    /// A group's name among the caches whose epochs are kept: one that no cache can have.
+    fn group_name(&self, group: Group) -> Arc<str> {
+        format!("{}{GROUP_SIGN}{:x}", self.cache, group.0).into()
+    }
+
     async fn turn(&self, key: &Arc<[u8]>, ask: Ask) -> Turn {
         let core = &self.tier.core;
         let limit = core.config.operation_timeout;
         if !core.link.is_up() {
             return Turn::Alone;
         }
+        let group = ask.group.map(|group| self.group_name(group));
         // What Redis has under this key may be what it has yet to be told to drop.
-        if timeout(limit, core.undone.told(&self.cache, key)).await.is_err() {
+        let told = async {
+            core.undone.told(&self.cache, Some(key)).await;
+            if let Some(group) = &group {
+                core.undone.told(group, None).await;
+            }
+        };
+        if timeout(limit, told).await.is_err() {
+            return Turn::Alone;
+        }
+        // What was voided as a whole is told by events; without them it has to be asked for.
+        if !core.subscription.is_live() && !core.ask_epochs().await {
             return Turn::Alone;
         }
         let place = self.place(self.schema, key);
@@ -74,7 +92,7 @@ impl RedisMember {
             void: 0,
             reads: true,
         };
-        let mut waited = false;
+        let mut waiting = None;
         let mut until = None;
         let mine = orphan(place.clone(), &owner, None, &events);
         loop {
@@ -82,6 +100,9 @@ impl RedisMember {
             let word = listener.next_word();
             let sent = Instant::now();
             question.void = core.epoch(&self.cache);
+            if let Some(group) = &group {
+                question.void = question.void.max(core.epoch(group));
+            }
             let answer = match question.ask(core).await {
                 Ok(answer) => answer,
                 Err(fault) => {
@@ -99,7 +120,7 @@ impl RedisMember {
             };
             until = None;
             let (token, left) = match answer {
-                Answer::Hit(value) => return Turn::Hit { value, waited },
+                Answer::Hit(value) => return Turn::Hit { value, waited: waiting.is_some() },
                 Answer::Refused => return Turn::Alone,
                 Answer::Failed(kind) if kind == LOCAL => return Turn::Alone,
                 Answer::Failed(kind) => return Turn::Failed(kind_from(&kind)),
@@ -109,7 +130,10 @@ impl RedisMember {
                     return Turn::Lead { lease, stale };
                 }
                 Answer::Stale { value, token, left } => {
-                    if ask.newer_than.is_none() && Self::will_do(&value, ask) {
+                    if ask.newer_than.is_none()
+                        && ask.takes_stale
+                        && value.stale_since < value.stale_while_revalidate
+                    {
                         return Turn::Stale(value);
                     }
                     if left.is_zero() {
@@ -126,14 +150,33 @@ impl RedisMember {
                     continue;
                 }
             };
-            waited = true;
+            if !ask.waits {
+                return Turn::Busy;
+            }
             question.awaited = token;
-            let _ = timeout(poll_after(left), word).await;
+            let waiting = waiting.get_or_insert_with(|| Waiting::begin(&self.cache, token));
+            let _ = timeout(poll_after(left), word).instrument(waiting.span.clone()).await;
         }
     }
+}
 
-    fn will_do(value: &SharedValue, ask: Ask) -> bool {
-        value.stale_since <= ask.stale_for
+/// One who waits for a load in another instance.
+struct Waiting {
+    span: Span,
+    since: Instant,
+}
+
+impl Waiting {
+    /// The token leads to the load: it is in the span that the load runs in, in its instance.
+    fn begin(cache: &str, token: Token) -> Self {
+        let span = tracing::debug_span!("shared_wait", cache, token);
+        Self { span, since: Instant::now() }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        event::count_lock_wait("load", self.since.elapsed());
     }
 }
 
@@ -152,6 +195,29 @@ impl Member for RedisMember {
     fn invalidate_all(&self) -> Invalidation {
         let target = Target { cache: Arc::clone(&self.cache), key: None };
         self.tier.core.invalidate(target, Arc::clone(&self.owner), Arc::default())
+    }
+
+    fn invalidate_group(&self, group: Group) -> Invalidation {
+        let target = Target { cache: self.group_name(group), key: None };
+        self.tier.core.invalidate(target, Arc::clone(&self.owner), Arc::default())
+    }
+
+    fn is_void<'a>(&'a self, groups: &'a [Group], token: Token) -> Boxed<'a, bool> {
+        Box::pin(async move {
+            let core = &self.tier.core;
+            for group in groups {
+                let name = self.group_name(*group);
+                let told = timeout(core.config.operation_timeout, core.undone.told(&name, None));
+                if told.await.is_err() || core.epoch(&name) >= token {
+                    return true;
+                }
+            }
+            false
+        })
+    }
+
+    fn count_malformed(&self) {
+        self.tier.core.counters.malformed();
     }
 
     fn local_ttl_cap(&self) -> Duration {

@@ -20,6 +20,10 @@ mod subscriber;
 mod tier;
 mod undone;
 
+#[cfg(feature = "redis-sentinel")]
+pub use config::RedisCredentials;
+#[cfg(feature = "redis-tls")]
+pub use config::RedisTls;
 pub use config::{RedisConfig, RedisTierError};
 pub use lock::{LockError, LockGuard, RedisLock};
 pub use stats::RedisStats;

@@ -30,6 +30,7 @@ scripts! {
     RENEW = "renew.lua";
     INVALIDATE = "invalidate.lua";
     EPOCH = "epoch.lua";
+    EPOCHS = "epochs.lua";
 }
 
 /// How a script is named to Redis.

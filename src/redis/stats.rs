@@ -1,5 +1,6 @@
 //! Counts of what a tier did.
 
+use crate::event;
 use crate::sync::{AtomicU64, Ordering};
 
 /// What a [`RedisTier`](crate::RedisTier) did since it was made: a snapshot, of this instance alone.
@@ -43,6 +44,45 @@ pub(super) struct Counters {
     pub(super) superseded: Count,
     pub(super) kept_local: Count,
     pub(super) malformed: Count,
+}
+
+impl Counters {
+    pub(super) fn timed_out(&self) {
+        self.timeouts.add();
+        event::count_redis_error("timeout");
+    }
+
+    /// The connection broke under an operation.
+    pub(super) fn broken(&self) {
+        self.errors.add();
+        event::count_redis_error("connection");
+    }
+
+    /// Redis answered with an error.
+    pub(super) fn refused(&self) {
+        self.errors.add();
+        event::count_redis_error("refused");
+    }
+
+    pub(super) fn malformed(&self) {
+        self.malformed.add();
+        event::count_redis_error("malformed");
+    }
+
+    pub(super) fn published(&self) {
+        self.published.add();
+        event::count_publication("ok");
+    }
+
+    pub(super) fn superseded(&self) {
+        self.superseded.add();
+        event::count_publication("superseded");
+    }
+
+    pub(super) fn kept_local(&self) {
+        self.kept_local.add();
+        event::count_publication("local");
+    }
 }
 
 #[derive(Debug, Default)]

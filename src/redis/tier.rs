@@ -6,20 +6,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use redis::{RedisError, Value};
+use redis::{Pipeline, RedisError, Value};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::config::{RedisConfig, RedisTierError};
-use super::connector::{Connector, Wire, lasting};
+use super::connector::{Connector, Wire};
 use super::envelope::Bounds;
 use super::events::{Event, Owner, Subscription, Waits, What, rest};
-use super::keys::{Place, channel, epochs};
+use super::keys::{Place, channel, epoch_of, epochs};
 use super::link::{Fault, Link};
 use super::member::RedisMember;
-use super::scripts::{EPOCH, Form, INVALIDATE, RELEASE, integer, introduce, run, single, text};
+use super::scripts::{EPOCH, EPOCHS, Form, INVALIDATE, RELEASE, integer, introduce, run, single, text};
 use super::stats::{Counters, RedisStats};
 use super::subscriber::subscribe;
 use super::undone::{Invalidate, Orphan, Target, Undone};
@@ -107,7 +107,8 @@ impl RedisTier {
     /// - `redis+unix:///path[?db=database]`;
     /// - `redis-cluster://[user:password@]host:port,host:port,..`, or `rediss-cluster://` (feature `redis-cluster`);
     /// - `redis-sentinel://[user:password@]host:port,host:port,../master[/database]` (feature `redis-sentinel`).
-    ///   The sentinels themselves are asked without credentials.
+    ///   `rediss-sentinel://` for TLS to servers and sentinels. The sentinels' own credentials are
+    ///   `RedisConfig::sentinel_credentials`.
     ///
     /// A server that is out of reach is no error: every instance serves, alone, and is joined to the others within a
     /// second of the server's return.
@@ -126,22 +127,25 @@ impl RedisTier {
     /// Nothing is left behind if the future is dropped.
     pub async fn connect(url: &str, config: RedisConfig) -> Result<Self, RedisTierError> {
         config.check()?;
-        let connector = Arc::new(Connector::new(url, config.operation_timeout)?);
+        let connector = Arc::new(Connector::new(url, &config)?);
         let first = match timeout(connector.timeout(), first_contact(&connector)).await {
             Ok(Ok(wire)) => Some(wire),
-            Ok(Err(error)) => match lasting(&error) {
+            Ok(Err(error)) => match connector.lasting(&error) {
                 Some(refusal) => return Err(refusal),
                 None => None,
             },
             Err(_) => None,
         };
         if first.is_none() {
+            if connector.answers_without_tls().await {
+                return Err(RedisTierError::Tls("the server answers without it".into()));
+            }
             tracing::warn!("Redis is out of reach; this instance goes on alone until it answers");
         }
         let counters = Arc::new(Counters::default());
         let limit = config.operation_timeout;
         let core = Arc::new(Core {
-            link: Arc::new(Link::new(limit, Arc::clone(&counters))),
+            link: Arc::new(Link::new(limit, config.namespace.as_str().into(), Arc::clone(&counters))),
             counters,
             waits: Waits::default(),
             subscription: Subscription::default(),
@@ -258,9 +262,10 @@ impl Core {
 
     pub(super) fn hear(&self, message: &[u8]) {
         let Some(event) = Event::read(message) else { return };
+        let (cache, group) = epoch_of(event.cache);
         // A cache has done to itself what it tells others.
         let others = |member: &Listening| {
-            *member.owner != *event.owner && (event.cache.is_empty() || *member.name == *event.cache)
+            *member.owner != *event.owner && (cache.is_empty() || *member.name == *cache)
         };
         match event.what {
             What::Released => {}
@@ -277,7 +282,10 @@ impl Core {
             What::Epoch => {
                 self.raise_epoch(event.cache, event.token);
                 for sink in self.sinks(others) {
-                    sink.all_doubtful();
+                    match group {
+                        Some(group) => sink.group_invalidated(group),
+                        None => sink.all_doubtful(),
+                    }
                 }
             }
         }
@@ -286,13 +294,24 @@ impl Core {
 
     /// Learns what was voided as a whole while this instance did not listen.
     pub(super) async fn read_epochs(&self, wire: &mut Wire) -> bool {
-        let read = single(redis::cmd("HGETALL").arg(epochs(&self.config.namespace)).clone());
-        let answer = timeout(self.config.operation_timeout, wire.send(&read)).await;
-        let Ok(Ok(answers)) = answer else { return false };
-        match answers.into_iter().next() {
-            Some(Value::Map(found)) => {
-                for (cache, token) in found {
-                    if let (Some(cache), Some(Ok(token))) = (text(&cache), text(&token).map(str::parse)) {
+        let answer = timeout(self.config.operation_timeout, wire.send(&self.epochs(Form::Code))).await;
+        matches!(answer, Ok(Ok(answers)) if self.learn_epochs(&answers))
+    }
+
+    /// The same on behalf of a caller.
+    pub(super) async fn ask_epochs(&self) -> bool {
+        run(&self.link, |form| self.epochs(form)).await.is_ok_and(|answers| self.learn_epochs(&answers))
+    }
+
+    fn epochs(&self, form: Form) -> Pipeline {
+        single(EPOCHS.call(form, &[epochs(&self.config.namespace)]))
+    }
+
+    fn learn_epochs(&self, answers: &[Value]) -> bool {
+        match answers.first() {
+            Some(Value::Array(found)) => {
+                for pair in found.chunks_exact(2) {
+                    if let (Some(cache), Some(Ok(token))) = (text(&pair[0]), text(&pair[1]).map(str::parse)) {
                         self.raise_epoch(cache, token);
                     }
                 }

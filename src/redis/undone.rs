@@ -125,20 +125,20 @@ impl Undone {
         }
     }
 
-    /// True if what Redis has under the key may be void.
-    fn is_void(&self, cache: &Arc<str>, key: &Arc<[u8]>) -> bool {
+    /// True if what Redis has under the key, or under all of the cache's, may be void.
+    fn is_void(&self, cache: &Arc<str>, key: Option<&Arc<[u8]>>) -> bool {
         let queue = self.invalidations.lock();
         if queue.waiting.is_empty() {
             return false;
         }
-        let mut target = Target { cache: Arc::clone(cache), key: Some(Arc::clone(key)) };
+        let mut target = Target { cache: Arc::clone(cache), key: key.cloned() };
         let one = queue.waiting.contains_key(&target);
         target.key = None;
         one || queue.waiting.contains_key(&target) || queue.waiting.contains_key(&Target::everything())
     }
 
-    /// Waits until Redis has been told all that concerns the key.
-    pub(super) async fn told(&self, cache: &Arc<str>, key: &Arc<[u8]>) {
+    /// Waits until Redis has been told all that concerns the key, or all of the cache's.
+    pub(super) async fn told(&self, cache: &Arc<str>, key: Option<&Arc<[u8]>>) {
         loop {
             let confirmed = self.confirmed.notified();
             if !self.is_void(cache, key) {
@@ -214,10 +214,10 @@ mod tests {
         undone.failed(&only);
         assert_eq!(told.try_recv(), Ok(Err(Undelivered(()))));
         let (cache, key) = (only.target.cache.clone(), only.target.key.clone().unwrap());
-        assert!(undone.is_void(&cache, &key));
-        assert!(!undone.is_void(&"d".into(), &key));
+        assert!(undone.is_void(&cache, Some(&key)));
+        assert!(!undone.is_void(&"d".into(), Some(&key)));
         undone.done(&only);
-        assert!(!undone.is_void(&cache, &key));
+        assert!(!undone.is_void(&cache, Some(&key)));
     }
 
     #[test]
@@ -231,10 +231,10 @@ mod tests {
         assert_eq!(undone.pending(), MOST_INVALIDATIONS, "that one was there");
         let (last, _told) = add(&undone, target(MOST_INVALIDATIONS));
         assert_eq!((undone.pending(), &last.target), (1, &Target::everything()));
-        assert!(undone.is_void(&"any".into(), &Arc::from(&b"key"[..])));
+        assert!(undone.is_void(&"any".into(), Some(&Arc::from(&b"key"[..]))));
         let (more, _told) = add(&undone, target(1));
         assert_eq!((undone.pending(), &more.target), (1, &Target::everything()));
         undone.done(&more);
-        assert!(!undone.is_void(&"any".into(), &Arc::from(&b"key"[..])));
+        assert!(!undone.is_void(&"any".into(), Some(&Arc::from(&b"key"[..]))));
     }
 }

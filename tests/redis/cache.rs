@@ -4,39 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::calls::{Cache, Held, builder, cache, fetch, published, waited_for};
+use crate::proxy::Proxy;
 use crate::server::{Server, quick, soon, tier, until};
 use futures_util::FutureExt;
 use stampede_guard::{
-    LoadError, Loaded, Outcome, RedisConfig, RedisTier, RemoteKind, StaleReason, StampedeCache,
-    StampedeCacheBuilder,
+    LoadError, Loaded, OnAbandon, Outcome, RedisConfig, RedisTier, RemoteKind, StaleReason, StampedeCache,
 };
 use tokio::sync::{Barrier, Notify, Semaphore};
-
-type Cache<V = String> = StampedeCache<u64, V, String>;
-
-fn builder<V>(tier: &RedisTier) -> StampedeCacheBuilder<u64, V, String>
-where
-    V: serde::Serialize + serde::de::DeserializeOwned + Clone + Send + Sync + 'static,
-{
-    StampedeCache::builder().jitter(0.0).name("products").redis(tier.clone())
-}
-
-fn cache(tier: &RedisTier) -> Cache {
-    builder(tier).build().unwrap()
-}
-
-/// The value, and how it was come by.
-async fn fetch(cache: &Cache, key: u64, loads: &'static str) -> (String, Outcome) {
-    let fetched =
-        soon(cache.get_or_load_with(key, move |_| async move { Ok(Loaded::new(loads.to_string())) }));
-    let fetched = fetched.await.unwrap();
-    (fetched.value, fetched.outcome)
-}
-
-/// Waits until the values that were loaded are in Redis.
-async fn published(tier: &RedisTier, values: u64) {
-    until("published", || tier.stats().published >= values).await;
-}
 
 #[tokio::test]
 async fn a_value_that_one_instance_loaded_is_a_shared_hit_in_another() {
@@ -183,7 +158,7 @@ async fn an_error_is_shared_with_those_who_waited_for_that_load() {
         let answer = soon(b.get_or_load(1, || async { Ok("unused".into()) })).await;
         (answer, b)
     });
-    until("the other waits", || two.stats().operations == 1).await;
+    waited_for(&server, 1).await;
     go.notify_one();
     assert!(matches!(soon(leader).await.unwrap(), Err(LoadError::Failed(_))));
     let (answer, b) = soon(waiter).await.unwrap();
@@ -310,20 +285,243 @@ async fn times_are_the_leaders_and_jitter_is_applied_once() {
 }
 
 #[tokio::test]
-async fn what_has_tags_or_is_uncacheable_stays_in_its_instance() {
+async fn what_is_uncacheable_stays_in_its_instance() {
     let server = Server::start();
     let (one, two) = (tier(&server).await, tier(&server).await);
     let (a, b) = (cache(&one), cache(&two));
-    let tagged = |_| async { Ok(Loaded::new("tagged".to_string()).tags(["t"])) };
-    soon(a.get_or_load_with(1, tagged)).await.unwrap();
-    assert_eq!(a.get(&1).as_deref(), Some("tagged"));
-    soon(a.get_or_load_with(2, |_| async { Ok(Loaded::new("once".to_string()).uncacheable()) }))
+    soon(a.get_or_load_with(1, |_| async { Ok(Loaded::new("once".to_string()).uncacheable()) }))
         .await
         .unwrap();
-    until("both are kept", || one.stats().kept_local == 2).await;
+    until("kept", || one.stats().kept_local == 1).await;
     assert_eq!(fetch(&b, 1, "own").await, ("own".into(), Outcome::Loaded));
-    assert_eq!(fetch(&b, 2, "own").await, ("own".into(), Outcome::Loaded));
     assert_eq!(one.stats().published, 0);
+}
+
+/// Loads `value` with these tags.
+async fn tag(cache: &Cache, key: u64, value: &'static str, tags: &'static [&'static str]) -> Outcome {
+    let load = move |_| async move { Ok(Loaded::new(value.to_string()).tags(tags.iter().copied())) };
+    soon(cache.get_or_load_with(key, load)).await.unwrap().outcome
+}
+
+#[tokio::test]
+async fn an_invalidated_tag_voids_its_values_in_every_instance_and_on_the_tier() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    tag(&a, 1, "red shoe", &["shoes", "red"]).await;
+    tag(&a, 2, "hat", &["hats"]).await;
+    tag(&a, 3, "sock", &["shoes"]).await;
+    published(&one, 3).await;
+    for (key, value) in [(1, "red shoe"), (2, "hat")] {
+        assert_eq!(fetch(&b, key, "unused").await, (value.into(), Outcome::SharedHit));
+    }
+    b.invalidate_tag("shoes");
+    assert_eq!(b.get(&1), None, "its own at once");
+    until("told", || two.stats().pending_invalidations == 0).await;
+    until("the other instance dropped it", || a.get(&1).is_none() && a.get(&3).is_none()).await;
+    assert_eq!((a.get(&2).as_deref(), b.get(&2).as_deref()), (Some("hat"), Some("hat")));
+    // What lies on the tier is void, for those who had it, who never had it, and who come later.
+    assert_eq!(tag(&a, 1, "new shoe", &["shoes"]).await, Outcome::Loaded);
+    assert_eq!(fetch(&b, 3, "new sock").await, ("new sock".into(), Outcome::Loaded));
+    published(&two, 1).await;
+    let late = tier(&server).await;
+    let c = cache(&late);
+    assert_eq!(fetch(&c, 1, "unused").await, ("new shoe".into(), Outcome::SharedHit));
+    assert_eq!(fetch(&c, 2, "unused").await, ("hat".into(), Outcome::SharedHit));
+}
+
+#[tokio::test]
+async fn a_load_that_began_before_its_tag_was_invalidated_is_nobody_elses_value() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    let (started, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, goes, loads) = (Arc::clone(&started), Arc::clone(&go), a.clone());
+    let old = tokio::spawn(async move {
+        let load = |_| async move {
+            starts.notify_one();
+            goes.notified().await;
+            Ok(Loaded::new("old".to_string()).tags(["t"]))
+        };
+        loads.get_or_load_with(1, load).await.unwrap().value
+    });
+    soon(started.notified()).await;
+    b.invalidate_tag("t");
+    until("told", || two.stats().pending_invalidations == 0).await;
+    go.notify_one();
+    assert_eq!(soon(old).await.unwrap(), "old", "who waited already may have it");
+    published(&one, 1).await;
+    assert_eq!(tag(&b, 1, "new", &["t"]).await, Outcome::Loaded);
+    published(&two, 1).await;
+    until("replaced", || a.get(&1).is_none()).await;
+    assert_eq!(fetch(&a, 1, "unused").await, ("new".into(), Outcome::SharedHit));
+}
+
+#[tokio::test]
+async fn if_the_record_of_what_was_voided_is_lost_all_from_before_is_void() {
+    let server = Server::start();
+    let one = tier(&server).await;
+    let a = cache(&one);
+    tag(&a, 1, "old", &["t"]).await;
+    fetch(&a, 2, "old").await;
+    published(&one, 2).await;
+    a.invalidate_tag("t");
+    until("told", || one.stats().pending_invalidations == 0).await;
+    // As a server under pressure evicts it.
+    server.command("UNLINK t:1:epochs");
+    let two = tier(&server).await;
+    let b = cache(&two);
+    assert_eq!(fetch(&b, 1, "new").await, ("new".into(), Outcome::Loaded));
+    assert_eq!(fetch(&b, 2, "new").await, ("new".into(), Outcome::Loaded));
+    published(&two, 2).await;
+    assert_eq!(fetch(&cache(&tier(&server).await), 1, "unused").await, ("new".into(), Outcome::SharedHit));
+}
+
+#[tokio::test]
+async fn an_instance_without_events_learns_of_tags_when_it_asks() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.addr()).await;
+    let one = tier(&server).await;
+    let two = RedisTier::connect(&proxy.url(), quick()).await.unwrap();
+    let (a, b) = (cache(&one), cache(&two));
+    tag(&a, 1, "old", &["t"]).await;
+    fetch(&a, 2, "old").await;
+    published(&one, 2).await;
+    proxy.refuse("SUBSCRIBE");
+    server.command("CLIENT KILL TYPE pubsub");
+    until("cut off", || !two.stats().subscribed).await;
+    a.invalidate_tag("t");
+    until("told", || one.stats().pending_invalidations == 0).await;
+    assert_eq!(fetch(&b, 1, "new").await, ("new".into(), Outcome::Loaded));
+    a.invalidate_all();
+    until("told", || one.stats().pending_invalidations == 0).await;
+    assert_eq!(fetch(&b, 2, "new").await, ("new".into(), Outcome::Loaded));
+}
+
+#[tokio::test]
+async fn what_a_loader_says_of_its_values_times_holds_in_every_instance() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    // Built without stale windows.
+    let (a, b) = (cache(&one), cache(&two));
+    let short = |value: &'static str| {
+        move |_| async move {
+            Ok(Loaded::new(value.to_string()).ttl(Duration::from_millis(20)).stale_while_revalidate(HOUR))
+        }
+    };
+    soon(a.get_or_load_with(1, short("old"))).await.unwrap();
+    let if_error = |_| async {
+        Ok(Loaded::new("spare".to_string()).ttl(Duration::from_millis(20)).stale_if_error(HOUR))
+    };
+    soon(a.get_or_load_with(2, if_error)).await.unwrap();
+    published(&one, 2).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let served = soon(b.get_or_load_with(1, short("new"))).await.unwrap();
+    assert_eq!(served.value, "old");
+    assert!(matches!(served.outcome, Outcome::Stale { reason: StaleReason::Revalidating, .. }), "{served:?}");
+    let served = soon(b.get_or_load_with(2, |_| async { Err("down".to_string()) })).await.unwrap();
+    assert_eq!(served.value, "spare");
+    assert!(matches!(served.outcome, Outcome::Stale { reason: StaleReason::LoadFailed, .. }), "{served:?}");
+}
+
+/// The answers, and the keys that were asked of the loader.
+async fn many(cache: &Cache, keys: impl IntoIterator<Item = u64>) -> (Vec<(u64, String)>, Vec<u64>) {
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let asks = Arc::clone(&asked);
+    let load = move |keys: Vec<u64>| {
+        asks.lock().unwrap().extend(keys.clone());
+        async move { Ok(keys.into_iter().map(|key| (key, format!("loaded {key}"))).collect()) }
+    };
+    let answers = soon(cache.get_or_load_many(keys, load)).await;
+    let mut answers: Vec<_> = answers.into_iter().map(|(key, value)| (key, value.unwrap())).collect();
+    answers.sort();
+    let mut asked = asked.lock().unwrap().clone();
+    asked.sort_unstable();
+    (answers, asked)
+}
+
+#[tokio::test]
+async fn many_keys_are_asked_for_at_once_and_only_what_nobody_has_is_loaded() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    fetch(&a, 1, "there").await;
+    fetch(&a, 2, "there").await;
+    published(&one, 2).await;
+    let (answers, asked) = many(&b, 1..=4).await;
+    assert_eq!(asked, [3, 4]);
+    let value = |key, value: &str| (key, value.to_string());
+    assert_eq!(answers, [value(1, "there"), value(2, "there"), value(3, "loaded 3"), value(4, "loaded 4")]);
+    published(&two, 2).await;
+    assert_eq!(two.stats().operations, 6, "a question a key and a publication a load");
+    for key in 3..=4 {
+        assert_eq!(fetch(&a, key, "unused").await, (format!("loaded {key}"), Outcome::SharedHit));
+    }
+    let (_, asked) = many(&a, 1..=4).await;
+    assert_eq!(asked, [0_u64; 0]);
+}
+
+#[tokio::test]
+async fn many_keys_join_what_another_instance_loads_and_do_not_hold_up_the_others() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    let held = Held::start(&a, 1, Ok("theirs")).await;
+    let caller = tokio::spawn(async move { many(&b, [1, 2]).await });
+    // Its own part is loaded and published while the other's is waited for.
+    published(&two, 1).await;
+    waited_for(&server, 1).await;
+    assert!(!caller.is_finished());
+    held.finish().await.unwrap();
+    let (answers, asked) = soon(caller).await.unwrap();
+    assert_eq!(asked, [2]);
+    assert_eq!(answers, [(1, "theirs".to_string()), (2, "loaded 2".to_string())]);
+}
+
+#[tokio::test]
+async fn of_many_keys_one_that_another_instance_gave_up_is_loaded_here_or_is_its_failure() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let a: Cache = builder(&one).on_abandon(OnAbandon::Cancel).build().unwrap();
+    let b = cache(&two);
+    // The only key: nothing has been loaded yet when the other gives up.
+    let held = Held::start(&a, 1, Ok("unused")).await;
+    let (waiting, caller) = (b.clone(), b.clone());
+    let caller = tokio::spawn(async move { many(&caller, [1]).await });
+    waited_for(&server, 1).await;
+    held.abandon();
+    assert_eq!(soon(caller).await.unwrap(), (vec![(1, "loaded 1".to_string())], vec![1]));
+    // One of two: the loader has been called without it.
+    let held = Held::start(&a, 2, Ok("unused")).await;
+    let caller = tokio::spawn(async move {
+        let load = |keys: Vec<u64>| async move {
+            Ok(keys.into_iter().map(|key| (key, "own".to_string())).collect())
+        };
+        waiting.get_or_load_many([2, 3], load).await
+    });
+    waited_for(&server, 2).await;
+    published(&two, 2).await;
+    held.abandon();
+    let answers = soon(caller).await.unwrap();
+    assert_eq!(answers[&3].as_deref().ok(), Some("own"));
+    assert!(matches!(answers[&2], Err(LoadError::Remote { .. })), "{answers:?}");
+    assert_eq!(fetch(&b, 2, "alone").await, ("alone".into(), Outcome::Loaded), "nobody holds it");
+}
+
+#[tokio::test]
+async fn a_caller_of_many_that_leaves_before_its_loader_is_called_leaves_nobody_waiting() {
+    let server = Server::start();
+    let tier = tier(&server).await;
+    let cache = cache(&tier);
+    let mut leaving = Box::pin(many(&cache, [1, 2]));
+    assert!((&mut leaving).now_or_never().is_none());
+    let joined = cache.clone();
+    let joined = tokio::spawn(async move { fetch(&joined, 1, "own").await });
+    tokio::task::yield_now().await;
+    drop(leaving);
+    assert_eq!(soon(joined).await.unwrap().0, "own");
+    assert_eq!(fetch(&cache, 2, "own").await, ("own".into(), Outcome::Loaded));
 }
 
 #[tokio::test]

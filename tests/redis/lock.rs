@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use stampede_guard::{LockError, RedisConfig, RedisLock, RedisTier};
 
-use crate::server::{Server, quick, soon, tier, until};
+use crate::server::{Server, brief, quick, soon, tier, until};
+
+const CONTROL: &str = "t:1:0:{~lock/kl}:c";
 
 #[tokio::test]
 async fn one_holds_it_at_a_time_and_tokens_grow() {
@@ -78,9 +80,12 @@ async fn a_dropped_guard_releases_in_the_background_and_a_waiter_is_woken() {
 #[tokio::test]
 async fn it_is_renewed_while_it_is_held() {
     let server = Server::start();
-    let (one, two) = (tier(&server).await, tier(&server).await);
+    let connect = async || RedisTier::connect(&server.url(), brief()).await.unwrap();
+    let (one, two) = (connect().await, connect().await);
     let guard = RedisLock::new(&one).acquire("l").await.unwrap();
-    tokio::time::sleep(quick().lease * 2).await;
+    let first_end = server.lease_end(CONTROL);
+    let lease = u64::try_from(brief().lease.as_millis()).unwrap();
+    until("it began anew, twice", || server.lease_end(CONTROL) > first_end + lease).await;
     assert!(RedisLock::new(&two).try_acquire("l").await.unwrap().is_none());
     assert!(guard.lost().now_or_never().is_none());
     guard.release().await.unwrap();
@@ -89,7 +94,7 @@ async fn it_is_renewed_while_it_is_held() {
 #[tokio::test]
 async fn a_lock_that_was_lost_says_so() {
     let server = Server::start();
-    let tier = tier(&server).await;
+    let tier = RedisTier::connect(&server.url(), brief()).await.unwrap();
     let guard = RedisLock::new(&tier).acquire("l").await.unwrap();
     server.command("FLUSHALL");
     soon(guard.lost()).await;
@@ -99,10 +104,10 @@ async fn a_lock_that_was_lost_says_so() {
 #[tokio::test]
 async fn without_redis_there_is_no_lock_and_the_one_there_is_is_lost_in_time() {
     let mut server = Server::start();
-    let tier = tier(&server).await;
+    let tier = RedisTier::connect(&server.url(), brief()).await.unwrap();
     let lock = RedisLock::new(&tier);
     let guard = lock.acquire("l").await.unwrap();
-    let (asked, lease) = (tokio::time::Instant::now(), quick().lease);
+    let (asked, lease) = (tokio::time::Instant::now(), brief().lease);
     server.kill();
     soon(guard.lost()).await;
     assert!(asked.elapsed() < lease + Duration::from_secs(5));
@@ -139,7 +144,7 @@ async fn f28_no_renewal_after_a_release() {
         // A lease of 10 ms may be lost on a busy machine; it must not be held by nobody.
         let _ = guard.release().await;
     }
-    assert_eq!(server.command("HGET t:1:0:{~lock/kl}:c o"), "$-1\r\n");
+    assert_eq!(server.command(&format!("HGET {CONTROL} o")), "$-1\r\n");
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(server.command("HGET t:1:0:{~lock/kl}:c o"), "$-1\r\n");
+    assert_eq!(server.command(&format!("HGET {CONTROL} o")), "$-1\r\n");
 }

@@ -15,6 +15,8 @@ struct Rules {
     hole: AtomicBool,
     /// Answers are swallowed from the next request on that holds this text.
     swallow_after: std::sync::Mutex<Option<Vec<u8>>>,
+    /// Connections are cut by each request that holds this text.
+    refused: std::sync::Mutex<Option<Vec<u8>>>,
     /// The connection is cut right behind that request.
     cut: AtomicBool,
     connections: AtomicUsize,
@@ -72,6 +74,11 @@ impl Proxy {
         self.swallow_answers_after(text);
     }
 
+    /// Whoever sends `text` is cut off, from now on.
+    pub(crate) fn refuse(&self, text: &str) {
+        *self.rules.refused.lock().unwrap() = Some(text.into());
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.rules.connections.load(Ordering::SeqCst)
     }
@@ -95,12 +102,15 @@ async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
             if requests.hole.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
+            let holds = |text: &Option<Vec<u8>>| {
+                text.as_ref().is_some_and(|text| buffer[..read].windows(text.len()).any(|part| part == text))
+            };
+            if holds(&requests.refused.lock().unwrap()) {
+                return;
+            }
             {
                 let mut text = requests.swallow_after.lock().unwrap();
-                if text
-                    .as_ref()
-                    .is_some_and(|text| buffer[..read].windows(text.len()).any(|part| part == text))
-                {
+                if holds(&text) {
                     *text = None;
                     muting.store(true, Ordering::SeqCst);
                 }

@@ -1,5 +1,6 @@
 //! Redis servers of a test's own, and ways to make them fail.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -76,7 +77,7 @@ impl Server {
              sentinel down-after-milliseconds mymaster 400\nsentinel failover-timeout mymaster 2000\n"
         );
         std::fs::write(&file, settings).unwrap();
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         command.arg(&file).arg("--sentinel").current_dir(&folder.0);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut server = Self { child, port, folder, args: Vec::new() };
@@ -155,6 +156,12 @@ impl Server {
         try_raw(self.port, &sent).expect("the server answers")
     }
 
+    /// When the lease of a key, or of a lock, ends by the server's clock.
+    pub(crate) fn lease_end(&self, control: &str) -> u64 {
+        let end = self.command(&format!("HGET {control} x"));
+        end.lines().nth(1).and_then(|end| end.parse().ok()).unwrap_or(0)
+    }
+
     /// The names of all keys, sorted.
     pub(crate) fn keys(&self) -> Vec<String> {
         let answer = self.command("KEYS *");
@@ -176,8 +183,12 @@ pub(crate) fn signal(pid: u32, name: &str) {
     assert!(status.success());
 }
 
+fn program() -> OsString {
+    std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
 fn spawn(port: u16, folder: &Folder, args: &[String]) -> Child {
-    let mut command = Command::new("redis-server");
+    let mut command = Command::new(program());
     command
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
         .arg(&folder.0)
@@ -200,14 +211,14 @@ fn try_raw(port: u16, sent: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Short times, so that tests are.
+/// A lease that no busy machine makes a test lose.
 pub(crate) fn quick() -> RedisConfig {
-    RedisConfig {
-        namespace: "t".into(),
-        lease: Duration::from_millis(600),
-        max_hold: Duration::from_secs(30),
-        ..RedisConfig::default()
-    }
+    RedisConfig { namespace: "t".into(), lease: Duration::from_secs(30), ..RedisConfig::default() }
+}
+
+/// One that is renewed, or ends, while a test waits for that.
+pub(crate) fn brief() -> RedisConfig {
+    RedisConfig { lease: Duration::from_millis(900), ..quick() }
 }
 
 pub(crate) async fn tier(server: &Server) -> RedisTier {
