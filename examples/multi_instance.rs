@@ -1,8 +1,8 @@
-//! Several processes of one service, which share loads and values on Redis.
+//! Several processes of one service behind a guard, which share handler runs and pages on Redis.
 //!
 //! Starts a Redis server of its own (or takes one with `--redis URL`) and real processes of a small axum service,
-//! drives a herd at all of them at once, kills the one that loads, stops Redis and starts it again, and prints what
-//! each phase cost:
+//! drives a herd at all of them at once, kills the one whose handler runs, stops Redis and starts it again, and prints
+//! what each phase cost. It fails if one of them cost more than is promised:
 //!
 //! ```sh
 //! cargo run --release --features redis --example multi_instance
@@ -15,12 +15,13 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::routing::get;
 use clap::Parser;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use stampede_guard::{Loaded, RedisConfig, RedisTier, StampedeCache};
+use stampede_guard::{RedisConfig, RedisTier, StampedeGuard};
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -54,8 +55,6 @@ async fn main() -> Result<()> {
 
 // The service.
 
-type Products = StampedeCache<String, String, String>;
-
 async fn serve(url: &str) -> Result<()> {
     let config = RedisConfig {
         namespace: "example".into(),
@@ -64,11 +63,20 @@ async fn serve(url: &str) -> Result<()> {
         ..RedisConfig::default()
     };
     let tier = RedisTier::connect(url, config).await?;
-    let products: Products =
-        StampedeCache::builder().name("products").ttl(Duration::from_secs(30)).redis(tier.clone()).build()?;
+    let guard = StampedeGuard::builder()
+        .name("products")
+        .redis(tier.clone())
+        .ttl(Duration::from_secs(30))
+        // Tells each client what became of its request: what the other process counts.
+        .cache_status("guard")
+        // Says how slow the database is to be this time, and nothing about the answer.
+        .ignore_header(TAKES)
+        .build()?;
     let app = axum::Router::new()
         .route("/products/{id}", get(product).delete(forget))
-        .with_state(products)
+        .layer(guard.clone())
+        .with_state(guard)
+        // Behind the layer, so not guarded.
         .route("/shared", get(move || async move { (!tier.stats().circuit_open).to_string() }));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     println!("{}", listener.local_addr()?.port());
@@ -76,29 +84,19 @@ async fn serve(url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Answers with how it came by the product: what the other process counts.
-async fn product(
-    State(products): State<Products>,
-    Path(id): Path<String>,
-    Query(query): Query<BTreeMap<String, u64>>,
-) -> String {
-    let database = Duration::from_millis(query.get("takes").copied().unwrap_or(30));
-    let load = |_| async move {
-        tokio::time::sleep(database).await;
-        Ok(Loaded::new("a product".to_string()))
-    };
-    match products.get_or_load_with(id, load).await {
-        Ok(fetched) => fetched.outcome.as_str().into(),
-        Err(error) => format!("error: {error}"),
-    }
+const TAKES: &str = "x-takes-ms";
+
+async fn product(Path(id): Path<String>, headers: HeaderMap) -> String {
+    let takes = headers.get(TAKES).and_then(|takes| takes.to_str().ok()?.parse().ok()).unwrap_or(30);
+    tokio::time::sleep(Duration::from_millis(takes)).await;
+    format!("product {id}")
 }
 
-async fn forget(State(products): State<Products>, Path(id): Path<String>) -> &'static str {
-    // Awaited, so that whoever asks any instance after this answer is not served the old one from Redis.
-    match products.invalidate(&id).await {
-        Ok(()) => "done",
-        Err(_) => "queued",
-    }
+/// The guard drops the page in all instances after any DELETE that succeeds. Here that is waited for, so that whoever
+/// asks any instance after this answer is not served the old one from Redis.
+async fn forget(State(guard): State<StampedeGuard>, uri: Uri) -> Result<&'static str, StatusCode> {
+    let invalidation = guard.invalidate(uri.path()).map_err(|_| StatusCode::BAD_REQUEST)?;
+    Ok(if invalidation.await.is_ok() { "done" } else { "queued" })
 }
 
 // The conductor.
@@ -155,33 +153,46 @@ fn instance(redis: &str) -> Result<Process> {
     Ok(process)
 }
 
-async fn ask(port: u16, method: &str, path: &str) -> Result<String> {
+/// The answer, and what the guard says became of the request.
+async fn ask(port: u16, method: &str, path: &str, takes: Option<u64>) -> Result<(String, String)> {
     let stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = hyper::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .body(Empty::<bytes::Bytes>::new())?;
-    let body = sender.send_request(request).await?.into_body().collect().await?;
-    Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+    // All processes are one service.
+    let mut request = hyper::Request::builder().method(method).uri(path).header("host", "localhost");
+    if let Some(takes) = takes {
+        request = request.header(TAKES, takes);
+    }
+    let response = sender.send_request(request.body(Empty::<bytes::Bytes>::new())?).await?;
+    let said = response.headers().get("cache-status").and_then(|said| said.to_str().ok()).unwrap_or_default();
+    let outcome = match said {
+        _ if !response.status().is_success() => format!("error: {}", response.status()),
+        hit if hit.contains("; hit") => "hit".into(),
+        collapsed if collapsed.contains("; collapsed") => "coalesced".into(),
+        _ => "run".into(),
+    };
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((String::from_utf8_lossy(&body).into_owned(), outcome))
+}
+
+async fn get_outcome(port: u16, path: String) -> Result<String> {
+    Ok(ask(port, "GET", &path, None).await?.1)
 }
 
 /// What a herd saw.
 #[derive(Default)]
 struct Tally {
-    answers: BTreeMap<String, usize>,
+    outcomes: BTreeMap<String, usize>,
     took: Vec<Duration>,
 }
 
 impl Tally {
     fn count(&self, outcome: &str) -> usize {
-        self.answers.get(outcome).copied().unwrap_or(0)
+        self.outcomes.get(outcome).copied().unwrap_or(0)
     }
 
     fn errors(&self) -> usize {
-        self.answers.iter().filter(|(answer, _)| answer.starts_with("error")).map(|(_, count)| count).sum()
+        self.outcomes.iter().filter(|(outcome, _)| outcome.starts_with("error")).map(|(_, count)| count).sum()
     }
 
     fn took(&self, share: f64) -> Duration {
@@ -199,15 +210,15 @@ async fn herd(instances: &[Process], options: &Options) -> Result<Tally> {
             let (port, path) = (instance.port, format!("/products/{}", client % options.keys));
             requests.spawn(async move {
                 let started = Instant::now();
-                let answer = ask(port, "GET", &path).await.unwrap_or_else(|error| format!("error: {error}"));
-                (answer, started.elapsed())
+                let outcome = get_outcome(port, path).await.unwrap_or_else(|error| format!("error: {error}"));
+                (outcome, started.elapsed())
             });
         }
     }
     let mut tally = Tally::default();
     while let Some(done) = requests.join_next().await {
-        let (answer, took) = done?;
-        *tally.answers.entry(answer).or_default() += 1;
+        let (outcome, took) = done?;
+        *tally.outcomes.entry(outcome).or_default() += 1;
         tally.took.push(took);
     }
     tally.took.sort();
@@ -216,21 +227,21 @@ async fn herd(instances: &[Process], options: &Options) -> Result<Tally> {
 
 async fn forget_all(instances: &[Process], keys: usize) -> Result<()> {
     for key in 0..keys {
-        ask(instances[0].port, "DELETE", &format!("/products/{key}")).await?;
+        ask(instances[0].port, "DELETE", &format!("/products/{key}"), None).await?;
     }
     Ok(())
 }
 
 fn report(phase: &str, tally: &Tally, keys: usize) {
     #[allow(clippy::cast_precision_loss)]
-    let per_key = tally.count("loaded") as f64 / keys as f64;
+    let per_key = tally.count("run") as f64 / keys as f64;
     println!(
         "{phase:<34} {:>8} {:>6} {:>9.2} {:>7} {:>7} {:>6} {:>9.1} {:>9.1}",
         tally.took.len(),
-        tally.count("loaded"),
+        tally.count("run"),
         per_key,
-        tally.count("shared_hit"),
-        tally.count("shared_wait"),
+        tally.count("coalesced"),
+        tally.count("hit"),
         tally.errors(),
         tally.took(0.5).as_secs_f64() * 1e3,
         tally.took(0.99).as_secs_f64() * 1e3,
@@ -245,7 +256,7 @@ fn expect(holds: bool, what: &str) -> Result<()> {
 async fn shared(instances: &[Process], wanted: bool) -> Result<Duration> {
     let started = Instant::now();
     for instance in instances {
-        while ask(instance.port, "GET", "/shared").await? != wanted.to_string() {
+        while ask(instance.port, "GET", "/shared", None).await?.0 != wanted.to_string() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -262,43 +273,43 @@ async fn conduct(options: &Options) -> Result<()> {
     let mut instances = (0..options.instances.max(2)).map(|_| instance(&url)).collect::<Result<Vec<_>>>()?;
     let keys = options.keys.max(1);
     println!(
-        "{} processes, {} requests to each at once, {keys} keys, a load takes 30 ms",
+        "{} processes, {} requests to each at once, {keys} pages, a handler run takes 30 ms",
         instances.len(),
         options.clients
     );
     println!(
         "{:<34} {:>8} {:>6} {:>9} {:>7} {:>7} {:>6} {:>9} {:>9}",
-        "phase", "requests", "loads", "loads/key", "shared", "waited", "errors", "p50 (ms)", "p99 (ms)"
+        "phase", "requests", "runs", "runs/key", "waited", "hits", "errors", "p50 (ms)", "p99 (ms)"
     );
     forget_all(&instances, keys).await?;
     let tally = herd(&instances, options).await?;
     report("cold: nobody has anything", &tally, keys);
-    expect(tally.count("loaded") == keys.min(options.clients), "one load a key, over all processes")?;
+    expect(tally.count("run") == keys.min(options.clients), "one handler run a page, over all processes")?;
     let tally = herd(&instances, options).await?;
     report("warm", &tally, keys);
-    expect(tally.count("loaded") == 0, "no loads")?;
+    expect(tally.count("run") == 0, "no runs")?;
     forget_all(&instances, keys).await?;
     let tally = herd(&instances, options).await?;
     report("each key invalidated in one process", &tally, keys);
 
-    // The process that loads dies; another one takes over when its lease ends.
+    // The process whose handler runs dies; another one takes over when its lease ends.
     let leader = instances.swap_remove(0);
     let (port, path) = (leader.port, "/products/slow");
-    let dying = tokio::spawn(async move { ask(port, "GET", &format!("{path}?takes=60000")).await.is_err() });
+    let dying = tokio::spawn(async move { ask(port, "GET", path, Some(60_000)).await.is_err() });
     tokio::time::sleep(Duration::from_millis(200)).await;
     let waiting: Vec<_> =
-        instances.iter().map(|instance| tokio::spawn(ask_from(instance.port, path))).collect();
+        instances.iter().map(|one| tokio::spawn(get_outcome(one.port, path.to_string()))).collect();
     tokio::time::sleep(Duration::from_millis(200)).await;
     leader.signal("KILL")?;
     let killed = Instant::now();
-    let mut loads = 0;
+    let mut runs = 0;
     for waiter in waiting {
-        loads += usize::from(waiter.await?? == "loaded");
+        runs += usize::from(waiter.await?? == "run");
     }
     let took = killed.elapsed();
     expect(dying.await?, "the killed process answers nothing")?;
-    println!("the loading process is killed:      another took over, in {took:.0?}; {loads} load");
-    expect(loads == 1, "one load after the takeover")?;
+    println!("the process that runs is killed:    another took over, in {took:.0?}; {runs} run");
+    expect(runs == 1, "one run after the takeover")?;
 
     let Some(server) = server else {
         println!("Redis was given, so it is not stopped");
@@ -308,14 +319,14 @@ async fn conduct(options: &Options) -> Result<()> {
     // The first caller of each process pays for finding out.
     let started = Instant::now();
     for instance in &instances {
-        ask(instance.port, "GET", "/products/another").await?;
+        ask(instance.port, "GET", "/products/another", None).await?;
     }
     println!("Redis is stopped:                   noticed in {:.0?} for all processes", started.elapsed());
     forget_all(&instances, keys).await?;
     let tally = herd(&instances, options).await?;
     report("Redis stopped", &tally, keys);
     expect(tally.errors() == 0, "no errors without Redis")?;
-    expect(tally.count("loaded") <= keys * instances.len(), "at most a load a key and process")?;
+    expect(tally.count("run") <= keys * instances.len(), "at most a run a page and process")?;
     server.signal("CONT")?;
     let took = shared(&instances, true).await?;
     println!("Redis goes on:                      joined again in {took:.0?}");
@@ -323,9 +334,5 @@ async fn conduct(options: &Options) -> Result<()> {
     forget_all(&instances, keys).await?;
     let tally = herd(&instances, options).await?;
     report("Redis back", &tally, keys);
-    expect(tally.count("loaded") == keys.min(options.clients), "one load a key again")
-}
-
-async fn ask_from(port: u16, path: &'static str) -> Result<String> {
-    ask(port, "GET", path).await
+    expect(tally.count("run") == keys.min(options.clients), "one run a page again")
 }

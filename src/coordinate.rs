@@ -230,11 +230,15 @@ pub(crate) struct Membership {
 }
 
 /// What joins caches of the same name in different instances.
+#[cfg_attr(not(feature = "layer"), allow(dead_code))] // groups and payloads of its own are a guard's
 pub(crate) trait Coordinator: Send + Sync {
+    /// Whether it is told apart from those of other services.
+    fn has_own_namespace(&self) -> bool;
     fn join(self: Arc<Self>, who: Membership) -> Arc<dyn Member>;
 }
 
 /// One cache's access to its [`Coordinator`].
+#[cfg_attr(not(feature = "layer"), allow(dead_code))]
 pub(crate) trait Member: Send + Sync {
     /// Waits while another instance loads.
     fn enter<'a>(&'a self, key: &'a Arc<[u8]>, ask: Ask) -> Boxed<'a, Turn>;
@@ -245,6 +249,8 @@ pub(crate) trait Member: Send + Sync {
     fn invalidate_group(&self, group: Group) -> Invalidation;
     /// True if a value of this token is from before one of its groups was voided, or may be.
     fn is_void<'a>(&'a self, groups: &'a [Group], token: Token) -> Boxed<'a, bool>;
+    /// Whether a payload of so many bytes may have a place.
+    fn takes(&self, bytes: u64) -> bool;
     /// Counts a value whose payload is not what it should be.
     fn count_malformed(&self);
     /// How long a value may be served without asking again.

@@ -60,3 +60,17 @@ impl Clock for ManualClock {
         self.start + Duration::from_nanos(self.passed.load(Ordering::Acquire))
     }
 }
+
+/// What another instance makes of the bytes of a stored response, as a guard on a tier keeps it in Redis: the same
+/// response, written once more. `None` if they are no such response.
+///
+/// ```
+/// use stampede_guard::test_util::reread_response;
+///
+/// assert_eq!(reread_response(b"anything"), None);
+/// ```
+#[cfg(feature = "layer")]
+#[must_use]
+pub fn reread_response(bytes: &[u8]) -> Option<Vec<u8>> {
+    crate::http::wire::Stored::decode(bytes::Bytes::copy_from_slice(bytes))?.encode()
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
+use stampede_guard::test_util::reread_response;
 use stampede_guard::{ManualClock, StampedeGuard};
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -175,6 +176,34 @@ pub fn responses(data: &[u8]) {
     clock.advance(Duration::from_secs(400 * 365 * 24 * 60 * 60));
     let before = runs.load(Ordering::Relaxed);
     assert_eq!(ask(), format!("run {}", before + 1), "kept for ever");
+}
+
+/// Bytes that lie where a guard looks for another instance's response. Most are none; what is one is the same when it
+/// is written and read again.
+///
+/// `data` is hexadecimal digits, or any bytes.
+///
+/// # Panics
+/// If a response changed on its way, or took more room than it may.
+pub fn stored(data: &[u8]) {
+    for bytes in [data, &unhex(data)] {
+        let Some(again) = reread_response(bytes) else { continue };
+        // Lines of one name are put next to each other, and nothing is added.
+        assert_eq!(again.len(), bytes.len(), "something was lost or added");
+        assert_eq!(reread_response(&again).as_ref(), Some(&again), "it is another when it is read again");
+    }
+}
+
+/// The bytes that hexadecimal digits stand for, passing over comments and white space; of anything else, none.
+fn unhex(text: &[u8]) -> Vec<u8> {
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.starts_with(b"#"));
+    let digits: Vec<_> = lines.flatten().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let value = |digit: &u8| char::from(*digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+    let bytes = digits.chunks(2).map(|pair| match pair {
+        [high, low] => Some(value(high)? << 4 | value(low)?),
+        _ => None,
+    });
+    bytes.collect::<Option<_>>().unwrap_or_default()
 }
 
 /// A plain reading of the rules, which may miss what is malformed, and forbids nothing else.

@@ -141,12 +141,12 @@ impl<V> Entry<V> {
     }
 
     /// Its moments; an entry that has none is fresh until it is dead.
-    pub(super) fn times(&self) -> Option<&Times> {
+    pub(crate) fn times(&self) -> Option<&Times> {
         self.more.as_ref().map(|more| &more.times)
     }
 
     #[cfg(feature = "redis")]
-    pub(super) fn token(&self) -> Token {
+    pub(crate) fn token(&self) -> Token {
         self.more.as_ref().map_or(0, |more| more.token)
     }
 

@@ -33,3 +33,9 @@ pub(crate) use self::{
     shelf::{Shelf, ShelfConfig},
     store::StoreKind,
 };
+#[cfg(all(feature = "layer", feature = "redis"))]
+pub(crate) use self::{
+    entry::Stamp,
+    generations::MARKS,
+    shared::{capped, rest_of},
+};

@@ -89,6 +89,11 @@ pub(crate) struct RequestDirectives {
 }
 
 impl RequestDirectives {
+    /// Whether they ask for more than any stored response.
+    pub(crate) fn demand(&self) -> bool {
+        self.no_cache || self.max_age.is_some() || self.min_fresh.is_some()
+    }
+
     /// Reads all lines. Allocates nothing.
     pub(crate) fn parse(headers: &HeaderMap) -> Self {
         let mut found = Self::default();

@@ -98,6 +98,13 @@ impl KeyInput<'_> {
     }
 }
 
+/// A key as other instances know it: without the generation, which each counts for itself.
+#[cfg(feature = "redis")]
+pub(crate) fn without_generation(key: &[u8]) -> Vec<u8> {
+    const AT: std::ops::Range<usize> = 8..16;
+    [&key[..AT.start], &key[AT.end..]].concat()
+}
+
 fn write_uri(uri: &Uri, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
     key.optional(uri.scheme_str().map(str::as_bytes))?;
     key.optional(uri.authority().map(|authority| authority.as_str().as_bytes()))?;

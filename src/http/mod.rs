@@ -13,6 +13,7 @@
 //! | which part of a stored body is asked for? | [`range`] |
 //! | what is a client told about it? | [`cache_status`] |
 //! | what does an unsafe request make out of date? | [`origin`] |
+//! | how does a response look to another instance? | `wire` |
 //! | what of all this is there to a gRPC call? | `grpc`, with the feature |
 
 pub(crate) mod cache_control;
@@ -33,4 +34,6 @@ pub(crate) mod targeted;
 pub(crate) mod validate;
 pub(crate) mod vary;
 pub(crate) mod verdict;
+#[cfg(any(feature = "redis", feature = "test-util"))]
+pub(crate) mod wire;
 pub(crate) mod writer;

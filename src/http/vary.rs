@@ -36,7 +36,7 @@ impl VarySpec {
         names.collect::<Option<Vec<_>>>().map_or(Vary::Any, |names| Vary::Names(Self::new(names)))
     }
 
-    fn new(mut names: Vec<HeaderName>) -> Self {
+    pub(crate) fn new(mut names: Vec<HeaderName>) -> Self {
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
         if names.is_empty() { Self::default() } else { Self(names.into()) }
@@ -52,9 +52,14 @@ impl VarySpec {
         self.0.is_empty()
     }
 
+    /// Whether the names of `other` are all among these.
+    pub(crate) fn contains(&self, other: &Self) -> bool {
+        other.0.iter().all(|name| self.0.contains(name))
+    }
+
     /// These names and those of `other`.
     pub(crate) fn with(&self, other: &Self) -> Self {
-        if other.0.iter().all(|name| self.0.contains(name)) {
+        if self.contains(other) {
             return self.clone();
         }
         Self::new(self.0.iter().chain(&*other.0).cloned().collect())

@@ -46,6 +46,9 @@ pub(crate) struct RequestFacts {
     pub(crate) no_store: bool,
     /// Its key holds credentials, see [`KeyRule::holds_principal`](crate::http::rule::KeyRule::holds_principal).
     pub(crate) principal_in_key: bool,
+    /// Its client has a say and does not take whatever is stored.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
+    pub(crate) demanding: bool,
 }
 
 /// What may be done with a response.
@@ -189,6 +192,13 @@ pub(crate) fn judge(
         && !request.principal_in_key
         && can_ask();
     Verdict { share, store, check, vary: vary.unwrap_or_default() }
+}
+
+/// Whether nothing in a head ties the response to one client. What came from elsewhere is asked once more.
+#[cfg(feature = "redis")]
+pub(crate) fn is_anyones(status: StatusCode, headers: &HeaderMap, policy: &HttpPolicy) -> bool {
+    let varies_on_anything = VarySpec::parse(headers) == Vary::Any;
+    not_shared(status, headers, &Word::of(headers, policy), varies_on_anything, true).is_none()
 }
 
 /// A lifetime by heuristics, where the operator asks for it: for statuses that allow it, or by the response's `public`

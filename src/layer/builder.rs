@@ -15,10 +15,16 @@ use super::guard::{Guarded, KeyExtra, OnWaitTimeout, Settings, Shared};
 use super::page::{PageKey, Reply};
 use super::stampede::StampedeGuard;
 use super::stats::Counters;
+#[cfg(feature = "redis")]
+use super::tier::Tiered;
 use super::uniques::Uniques;
 use super::writes::Writes;
 use crate::cache::{Shelf, ShelfConfig, StoreKind, check_jitter, check_life, check_window};
 use crate::clock::{Clock, Timeline};
+#[cfg(feature = "redis")]
+use crate::coordinate::SharedTier;
+#[cfg(feature = "redis")]
+use crate::error::check_name;
 use crate::error::{ConfigError, check_count, check_positive};
 use crate::flight::{FlightConfig, Flights};
 use crate::http::cache_status::CacheName;
@@ -59,6 +65,10 @@ pub struct StampedeGuardBuilder<G = StampedeGuard> {
     shared: Option<Shared>,
     #[cfg(feature = "grpc")]
     methods: Vec<(String, GrpcMethod)>,
+    #[cfg(feature = "redis")]
+    name: Option<Arc<str>>,
+    #[cfg(feature = "redis")]
+    tier: Option<SharedTier>,
     builds: PhantomData<fn() -> G>,
 }
 
@@ -107,6 +117,10 @@ impl StampedeGuardBuilder {
             shared: None,
             #[cfg(feature = "grpc")]
             methods: Vec::new(),
+            #[cfg(feature = "redis")]
+            name: None,
+            #[cfg(feature = "redis")]
+            tier: None,
             builds: PhantomData,
         }
     }
@@ -175,18 +189,20 @@ impl<G> StampedeGuardBuilder<G> {
         method: GrpcMethod,
     ) -> StampedeGuardBuilder<GrpcStampedeGuard> {
         self.methods.push((path.into(), method));
-        let Self { settings, jitter, max_stored_bytes, flights, clock, seed, wrong, shared, methods, .. } =
-            self;
         StampedeGuardBuilder {
-            settings,
-            jitter,
-            max_stored_bytes,
-            flights,
-            clock,
-            seed,
-            wrong,
-            shared,
-            methods,
+            settings: self.settings,
+            jitter: self.jitter,
+            max_stored_bytes: self.max_stored_bytes,
+            flights: self.flights,
+            clock: self.clock,
+            seed: self.seed,
+            wrong: self.wrong,
+            shared: self.shared,
+            methods: self.methods,
+            #[cfg(feature = "redis")]
+            name: self.name,
+            #[cfg(feature = "redis")]
+            tier: self.tier,
             builds: PhantomData,
         }
     }
@@ -480,6 +496,68 @@ impl<G> StampedeGuardBuilder<G> {
         self
     }
 
+    /// What the guard is called on a [tier](Self::redis), where it is part of every key. 1 to 64 of `A-Z`, `a-z`,
+    /// `0-9`, `_`, `-` and `.`. Default: `http`, where the tier's namespace is your own; on one of the default
+    /// namespace a name is needed.
+    ///
+    /// Guards share pages if they have the same name and the same rule for keys. Give those that have not the same
+    /// handlers behind them names of their own, and change the name when
+    /// [`key_with`](Self::key_with) or [`bypass_if`](Self::bypass_if) tell apart what they did not before.
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        let name = name.into();
+        self.of_the_store("name", &name);
+        self.name = Some(name);
+        self
+    }
+
+    /// Shares handler runs, pages and invalidations with the instances of the service whose guards have the same
+    /// [`name`](Self::name) on the same tier: of all requests in all instances that want one page, one runs its handler.
+    /// Default: none. Like [`jitter`](Self::jitter), it is the store's.
+    ///
+    /// The other instances get a page once its body is complete, read it from the tier, with its age, and keep it
+    /// for as long as it says, asking again after
+    /// [`local_ttl_cap`](crate::RedisConfig::local_ttl_cap). Without the tier each instance goes on alone.
+    ///
+    /// A response that goes to its own client alone, or is not stored, never enters the tier, and nor does one whose
+    /// key holds credentials, or whose body is larger than
+    /// [`max_value_bytes`](crate::RedisConfig::max_value_bytes): other instances that wait for it run their own
+    /// handlers as soon as its head tells. A page's whole key lies beside it, with the values of all request headers in
+    /// it, so keep the tier as private as the service's own memory. See `docs/redis.md`.
+    ///
+    /// ```no_run
+    /// use stampede_guard::{RedisConfig, RedisTier, StampedeGuard};
+    ///
+    /// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = RedisConfig { namespace: "shop".into(), ..RedisConfig::default() };
+    /// let tier = RedisTier::connect("redis://localhost", config).await?;
+    /// let guard = StampedeGuard::builder().name("pages").redis(tier).build()?;
+    /// # drop(guard); Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "redis")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+    pub fn redis(mut self, tier: impl Into<SharedTier>) -> Self {
+        let tier = tier.into();
+        self.of_the_store("redis", &tier);
+        self.tier = Some(tier);
+        self
+    }
+
+    #[cfg(feature = "redis")]
+    fn check_tier(&self) -> Result<(), ConfigError> {
+        if let Some(name) = &self.name {
+            return check_name("name", name);
+        }
+        if self.tier.as_ref().is_some_and(|tier| !tier.0.has_own_namespace()) {
+            // Something has to tell its pages from those of other services on the same server.
+            const NEEDED: &str = "set for a guard on a tier of the default namespace";
+            return Err(ConfigError::new("name", &self.name, NEEDED));
+        }
+        Ok(())
+    }
+
     fn header(&mut self, field: &'static str, name: &str) -> Option<HeaderName> {
         let parsed = HeaderName::from_bytes(name.as_bytes()).ok();
         if parsed.is_none() {
@@ -537,6 +615,8 @@ impl<G> StampedeGuardBuilder<G> {
         }
         check_count("max_variants", self.settings.max_variants)?;
         self.flights.check()?;
+        #[cfg(feature = "redis")]
+        self.check_tier()?;
         Ok(self)
     }
 
@@ -555,14 +635,20 @@ impl<G> StampedeGuardBuilder<G> {
             jitter: self.jitter,
             early: None,
         });
+        // The time-out of a handler run ends at its response's head, which the flight does not see.
+        let flights = Flights::new(self.flights, shelf);
+        #[cfg(feature = "redis")]
+        let tier =
+            self.tier.map(|tier| Tiered::join(tier, self.name.unwrap_or_else(|| "http".into()), &flights));
         let shared = Shared {
-            // The time-out of a handler run ends at its response's head, which the flight does not see.
-            flights: Flights::new(self.flights, shelf),
+            flights,
             counters: Arc::new(Counters::default()),
             uniques: Arc::new(Uniques::default()),
             budget: Budget::new(self.max_stored_bytes),
             writes: Arc::new(Writes::default()),
             hasher: RandomState::new(),
+            #[cfg(feature = "redis")]
+            tier,
         };
         Guarded { settings: self.settings, shared }
     }

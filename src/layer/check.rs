@@ -8,13 +8,14 @@ use std::task::Poll;
 
 use http::Response;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::load::{Own, PageLoad};
 use super::refusal::Refusal;
 use crate::error::LoadError;
-use crate::flight::{Plan, Settle};
+use crate::flight::Settle;
 use crate::http::key::MethodClass;
 
 /// Runs a load outside all flights. What it brings goes where a flight would put it; nobody waits for it.
@@ -29,7 +30,7 @@ where
     let (leader, mut own) = oneshot::channel();
     load.leader = Some(leader);
     let (guard, key) = (Arc::clone(&load.guard), Arc::clone(&load.address.key));
-    let mut landing = load.load();
+    let mut landing = Box::pin(load.run().in_current_span());
     let (own, landed) = poll_fn(|cx| {
         let landed = landing.as_mut().poll(cx);
         // The client's own response is sent before the landing.

@@ -10,7 +10,6 @@ use super::bounds::ResponseBody;
 use super::land::Lander;
 use super::load::PageArrival;
 use super::page::{Page, Reply};
-use super::places::left;
 use crate::cache::{Arrival, Destination, Entry, Mark};
 use crate::http::conditional::Conditionals;
 use crate::http::headers::strip_hop_by_hop;
@@ -83,8 +82,9 @@ where
                     key: Arc::clone(&page.key),
                     spec: page.spec.clone(),
                 };
-                let storing = self.storing(left(&life), fresh.tags.clone());
-                shelf.put(Arc::clone(&page.key), Reply::Page(fresh.with_age(), None), &storing);
+                let fresh = fresh.with_age();
+                let storing = self.storing_page(&fresh, &life);
+                shelf.put(Arc::clone(&page.key), Reply::Page(fresh, None), &storing);
             }
             _ => shelf.remove(&page.key),
         }

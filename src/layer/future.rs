@@ -177,9 +177,9 @@ impl Outdates {
             return;
         }
         let asked = self.target();
-        self.guard.invalidate(&asked);
+        drop(self.guard.invalidate(&asked));
         for path_and_query in same_origin_targets(&asked, response.headers()) {
-            self.guard.invalidate(&Target { path_and_query: &path_and_query, ..asked });
+            drop(self.guard.invalidate(&Target { path_and_query: &path_and_query, ..asked }));
         }
     }
 
@@ -191,7 +191,7 @@ impl Outdates {
 impl Drop for Outdates {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.guard.invalidate(&self.target());
+            drop(self.guard.invalidate(&self.target()));
         }
     }
 }

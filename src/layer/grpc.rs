@@ -15,6 +15,8 @@ pub use guard::GrpcStampedeGuard;
 pub use methods::GrpcMethod;
 pub use service::GrpcGuardService;
 
+#[cfg(feature = "redis")]
+pub(super) use land::is_reply;
 pub(super) use methods::check_methods;
 
 use http::{Response, StatusCode};

@@ -10,18 +10,21 @@ use http::{HeaderMap, HeaderName};
 
 use super::budget::Budget;
 use super::load::{Failure, PageArrival};
-use super::page::{Page, PageKey, Reply};
+use super::page::{Page, PageKey, Reply, Signpost};
 use super::stats::Counters;
+#[cfg(feature = "redis")]
+use super::tier::{Tiered, group_of, group_of_mark};
 use super::uniques::Uniques;
 use super::writes::Writes;
-use crate::cache::{Entry, Mark, Shelf, mark_of};
-use crate::flight::Flights;
+use crate::cache::{Entry, Mark, Shelf, Storing, mark_of};
+use crate::flight::{FlightStats, Flights};
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
 use crate::http::origin::{Target, hash_target};
 use crate::http::rule::KeyRule;
 use crate::http::syntax::words;
 use crate::http::vary::VarySpec;
 use crate::http::verdict::HttpPolicy;
+use crate::invalidation::Invalidation;
 use crate::policy::Freshness;
 use crate::sync::RandomState;
 
@@ -124,6 +127,8 @@ pub(super) struct Shared {
     pub(super) budget: Arc<Budget>,
     pub(super) writes: Arc<Writes>,
     pub(super) hasher: RandomState,
+    #[cfg(feature = "redis")]
+    pub(super) tier: Option<Arc<Tiered>>,
 }
 
 impl fmt::Debug for Guarded {
@@ -156,13 +161,90 @@ impl Guarded {
     pub(super) fn generation(&self, target: &Target<'_>) -> u64 {
         let (anywhere, there) = self.hashes(target);
         let writes = &self.shared.writes;
-        writes.last(anywhere).max(writes.last(there))
+        let own = writes.last(anywhere).max(writes.last(there));
+        #[cfg(feature = "redis")]
+        if let Some(tier) = &self.shared.tier {
+            // Neither ever falls, so no sum comes twice.
+            return own + tier.voided(target);
+        }
+        own
     }
 
     /// Voids what is stored of a target, and what is under way. Without a host, on every host.
-    pub(super) fn invalidate(&self, target: &Target<'_>) {
+    pub(super) fn invalidate(&self, target: &Target<'_>) -> Invalidation {
         let (anywhere, there) = self.hashes(target);
         self.shared.writes.note(if target.host.is_empty() { anywhere } else { there });
+        #[cfg(feature = "redis")]
+        if let Some(tier) = &self.shared.tier {
+            return tier.member.invalidate_group(group_of(target));
+        }
+        Invalidation::done()
+    }
+
+    /// Voids what is stored with a tag.
+    pub(super) fn invalidate_tag(&self, tag: &[u8]) -> Invalidation {
+        let mark = mark_of(tag);
+        self.shelf().generations.invalidate(mark);
+        #[cfg(feature = "redis")]
+        if let Some(tier) = &self.shared.tier {
+            return tier.member.invalidate_group(group_of_mark(mark));
+        }
+        Invalidation::done()
+    }
+
+    /// Voids all that is stored, and what is under way.
+    pub(super) fn invalidate_all(&self) -> Invalidation {
+        self.shelf().clear();
+        self.flights().forget_all();
+        #[cfg(feature = "redis")]
+        if let Some(tier) = &self.shared.tier {
+            return tier.member.invalidate_all();
+        }
+        Invalidation::done()
+    }
+
+    /// Leaves a request that the handler answers for several with the headers that the answer may depend on.
+    pub(super) fn carry_common(&self, headers: &mut HeaderMap, spec: &VarySpec) {
+        let rule = &self.settings.rule;
+        let others: Vec<_> = headers.keys().cloned().collect();
+        for name in others {
+            if !rule.carries(&name) && !spec.names().contains(&name) {
+                headers.remove(&name);
+            }
+        }
+    }
+
+    /// The way to the variants of a base key, with this page counted in if it is kept.
+    pub(super) fn signpost(&self, base: &PageKey, page: &Page, is_kept: bool) -> Arc<Signpost> {
+        let known = self.shelf().find(base).and_then(|entry| match entry.value {
+            Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
+            _ => None,
+        });
+        let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
+        if is_kept && let Some(oldest) = signpost.admit(&page.key, self.settings.max_variants) {
+            self.shelf().remove(&oldest);
+        }
+        signpost
+    }
+
+    /// What its flights did. Those that another instance's run answered are no loads of this one.
+    pub(super) fn flight_stats(&self) -> FlightStats {
+        let flights = self.flights().stats();
+        #[cfg(feature = "redis")]
+        let flights =
+            FlightStats { loads: flights.loads.saturating_sub(self.counters().spared.get()), ..flights };
+        flights
+    }
+
+    /// How an instance keeps a page that it does not share: for no longer than it may miss what others void.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    pub(super) fn unshared(&self, storing: Storing) -> Storing {
+        #[cfg(feature = "redis")]
+        if let Some(tier) = &self.shared.tier {
+            let life = crate::cache::capped(storing.life, tier.member.local_ttl_cap());
+            return Storing { life, ..storing };
+        }
+        storing
     }
 
     /// Takes the tags out of a response, and gives their marks.

@@ -19,6 +19,8 @@ use super::guard::Guarded;
 use super::load::{Failure, Landing, Own, PageArrival};
 use super::page::{Page, Reply, respond_to_leader};
 use super::recording::{End, Reader, Recording};
+#[cfg(feature = "redis")]
+use super::shared::ForAll;
 use crate::cache::{Arrival, Born, Destination, Entry, Mark};
 use crate::clock::Timeline;
 use crate::error::{LoadError, TimedOut};
@@ -40,6 +42,9 @@ pub(super) struct Lander<R, X> {
     leader: Option<oneshot::Sender<Own<R, X>>>,
     pub(super) born: Born,
     pub(super) cost: Duration,
+    /// What it brings for all instances, if they have a part in it.
+    #[cfg(feature = "redis")]
+    pub(super) for_all: Option<Arc<ForAll>>,
 }
 
 /// `None` if the future was dropped because it took too long.
@@ -64,7 +69,19 @@ where
         leader: Option<oneshot::Sender<Own<R, X>>>,
     ) -> Self {
         let born = guard.shelf().generations.born();
-        Self { guard, facts, address, asked, stale, asks_about, leader, born, cost: Duration::ZERO }
+        Self {
+            guard,
+            facts,
+            address,
+            asked,
+            stale,
+            asks_about,
+            leader,
+            born,
+            cost: Duration::ZERO,
+            #[cfg(feature = "redis")]
+            for_all: None,
+        }
     }
 
     pub(super) async fn land(mut self, call: impl Future<Output = Result<Response<R>, X>>) -> Landing {

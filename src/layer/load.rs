@@ -13,6 +13,8 @@ use super::bounds::{Inner, ResponseBody};
 use super::guard::Guarded;
 use super::land::Lander;
 use super::page::{Page, PageKey, Reply};
+#[cfg(feature = "redis")]
+use super::shared;
 use crate::cache::{Arrival, Entry};
 use crate::error::LoadError;
 use crate::flight::{BoxLoad, Plan};
@@ -71,6 +73,29 @@ where
     }
 
     fn load(self) -> BoxLoad<PageArrival, Failure> {
+        let span = tracing::Span::current();
+        #[cfg(feature = "redis")]
+        if let Some(tier) = shared::tier_of(&self) {
+            return Box::pin(shared::load(tier, self).instrument(span));
+        }
+        Box::pin(self.run().instrument(span))
+    }
+}
+
+impl<S, B, R> PageLoad<S, B, R, S::Error>
+where
+    S: Inner<B, R>,
+    B: Send + 'static,
+    R: ResponseBody,
+{
+    /// The handler run itself.
+    pub(super) async fn run(self) -> Landing {
+        let (lander, call) = self.depart();
+        lander.land(call).await
+    }
+
+    /// The handler's call, and who makes a landing of what it brings.
+    pub(super) fn depart(self) -> (Lander<R, S::Error>, Oneshot<S, Request<B>>) {
         let Self { guard, inner, mut request, facts, address, stale, leader } = self;
         let asked = asked(&request);
         #[cfg(feature = "grpc")]
@@ -79,8 +104,7 @@ where
         }
         let asks_about = stale.as_ref().and_then(|entry| ask_about(entry, &address, request.headers_mut()));
         let lander = Lander::new(guard, facts, address, asked, stale, asks_about, leader);
-        let call = Oneshot::new(inner, request);
-        Box::pin(lander.land(call).instrument(tracing::Span::current()))
+        (lander, Oneshot::new(inner, request))
     }
 }
 
@@ -96,7 +120,7 @@ fn ask_about(stale: &Entry<Reply>, address: &Address, request: &mut http::Header
 }
 
 /// What of a request goes into keys, for a `Vary` that is not known yet.
-fn asked<B>(request: &Request<B>) -> http::request::Parts {
+pub(super) fn asked<B>(request: &Request<B>) -> http::request::Parts {
     let mut asked = Request::new(()).into_parts().0;
     asked.uri = request.uri().clone();
     asked.headers = request.headers().clone();

@@ -21,8 +21,12 @@ mod places;
 mod recording;
 mod refusal;
 mod service;
+#[cfg(feature = "redis")]
+mod shared;
 mod stampede;
 mod stats;
+#[cfg(feature = "redis")]
+mod tier;
 mod trip;
 mod uniques;
 mod writes;

@@ -8,7 +8,7 @@ use super::fill::Keep;
 use super::guard::{HIT_FOR_MISS, SIGNPOST_TTL};
 use super::land::Lander;
 use super::load::PageArrival;
-use super::page::{Page, PageKey, Reply, Signpost};
+use super::page::{Page, PageKey, Reply};
 use super::recording::{End, Reader};
 use crate::cache::{Arrival, Destination, Mark, Storing};
 use crate::http::verdict::{Lifetime as VerdictLife, Share, Verdict};
@@ -90,24 +90,30 @@ where
         let mut places = Vec::new();
         let is_kept = verdict.store.is_some() || verdict.check;
         if !page.spec.is_empty() {
-            let known = self.guard.shelf().find(&self.address.base).and_then(|entry| match entry.value {
-                Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
-                _ => None,
-            });
-            let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
-            if is_kept && let Some(oldest) = signpost.admit(&page.key, self.guard.settings.max_variants) {
-                self.guard.shelf().remove(&oldest);
-            }
+            let signpost = self.guard.signpost(&self.address.base, page, is_kept);
             let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL), None);
             places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
         }
-        let (value, life) = match verdict.store {
-            Some(life) => (Reply::Page(Arc::clone(page), None), left(&life)),
-            None if verdict.check => (Reply::Checked(Arc::clone(page)), Lifetime::fresh_for(HIT_FOR_MISS)),
+        let (value, storing) = match verdict.store {
+            Some(life) => (Reply::Page(Arc::clone(page), None), self.storing_page(page, &life)),
+            None if verdict.check => {
+                let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), page.tags.clone());
+                (Reply::Checked(Arc::clone(page)), storing)
+            }
             None => return places,
         };
-        places.push((Arc::clone(&page.key), value, self.storing(life, page.tags.clone())));
+        places.push((Arc::clone(&page.key), value, storing));
         places
+    }
+
+    /// How a page of this life is kept.
+    pub(super) fn storing_page(&self, page: &Arc<Page>, life: &VerdictLife) -> Storing {
+        let storing = self.storing(left(life), page.tags.clone());
+        #[cfg(feature = "redis")]
+        if let Some(for_all) = &self.for_all {
+            return for_all.storing(&self.guard, page, storing);
+        }
+        self.guard.unshared(storing)
     }
 
     pub(super) fn storing(&self, life: Lifetime, tags: Option<Arc<[Mark]>>) -> Storing {
@@ -116,13 +122,13 @@ where
 }
 
 /// What is left of a lifetime on arrival.
-pub(super) fn left(life: &VerdictLife) -> Lifetime {
+fn left(life: &VerdictLife) -> Lifetime {
     let VerdictLife { age, fresh_for, stale_while_revalidate, stale_if_error, .. } = *life;
     aged(Lifetime { ttl: fresh_for, stale_while_revalidate, stale_if_error }, age)
 }
 
 /// What is left of a lifetime. It may be past its freshness already, and its windows have begun.
-fn aged(life: Lifetime, age: Duration) -> Lifetime {
+pub(super) fn aged(life: Lifetime, age: Duration) -> Lifetime {
     let overdue = age.saturating_sub(life.ttl);
     Lifetime {
         ttl: life.ttl.saturating_sub(age),

@@ -73,6 +73,9 @@ struct Growing {
     free: Vec<usize>,
     /// Who writes, to be told when nobody reads any more.
     writer: Option<Waker>,
+    /// Who waits for the end, and is no reason for it to come.
+    #[cfg(feature = "redis")]
+    watcher: Option<Waker>,
 }
 
 #[derive(Debug)]
@@ -97,6 +100,41 @@ pub(super) enum Next {
 impl Recording {
     pub(super) fn new(expected: Option<u64>) -> Arc<Self> {
         Arc::new(Self { whole: OnceLock::new(), growing: Mutex::new(Growing::default()), expected })
+    }
+
+    /// A body that is all there.
+    #[cfg(feature = "redis")]
+    pub(super) fn complete(body: Bytes, trailers: Option<HeaderMap>) -> Arc<Self> {
+        let recording = Self::new(None);
+        recording.push(body);
+        recording.finish(End::Complete, trailers);
+        recording
+    }
+
+    /// All of a complete body in one piece; of another, nothing.
+    #[cfg(feature = "redis")]
+    pub(super) fn whole_body(&self) -> Bytes {
+        match self.whole.get().map_or(&[][..], |whole| &whole.frames) {
+            [] => Bytes::new(),
+            [one] => one.clone(),
+            frames => frames.concat().into(),
+        }
+    }
+
+    /// Waits for the end, one at a time, without being one who reads.
+    #[cfg(feature = "redis")]
+    pub(super) async fn ended(&self) -> End {
+        std::future::poll_fn(|cx| {
+            let mut growing = self.growing.lock();
+            if let Some(end) = &growing.end {
+                return Poll::Ready(end.clone());
+            }
+            let old = growing.watcher.replace(cx.waker().clone());
+            drop(growing);
+            drop(old);
+            Poll::Pending
+        })
+        .await
     }
 
     /// The length, if a client may be told: announced, or known by now. Where trailers follow, only what the handler
@@ -248,7 +286,10 @@ impl Growing {
     }
 
     fn waiting(&mut self) -> Vec<Waker> {
-        self.readers.iter_mut().filter_map(Option::take).collect()
+        let waiting = self.readers.iter_mut().filter_map(Option::take);
+        #[cfg(feature = "redis")]
+        let waiting = waiting.chain(self.watcher.take_if(|_| self.end.is_some()));
+        waiting.collect()
     }
 }
 

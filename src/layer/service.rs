@@ -218,6 +218,7 @@ impl<S> GuardService<S> {
         let facts = RequestFacts {
             no_store: directives.no_store,
             principal_in_key: guard.settings.rule.holds_principal(&parts.headers),
+            demanding: guard.settings.honors_clients && directives.demand(),
         };
         let conditionals =
             if is_http { take_conditionals(&mut parts.headers) } else { Conditionals::default() };
@@ -376,13 +377,7 @@ impl<S> GuardService<S> {
     {
         let guard = &self.guard;
         let Some(address) = asking.address(guard, class) else { return };
-        let rule = &guard.settings.rule;
-        let others: Vec<_> = asking.parts.headers.keys().cloned().collect();
-        for name in others {
-            if !rule.carries(&name) && !asking.spec.names().contains(&name) {
-                asking.parts.headers.remove(&name);
-            }
-        }
+        guard.carry_common(&mut asking.parts.headers, &asking.spec);
         let key = Arc::clone(&address.key);
         let load = PageLoad {
             guard: Arc::clone(guard),

@@ -10,8 +10,8 @@ use super::builder::StampedeGuardBuilder;
 use super::guard::Guarded;
 use super::service::GuardService;
 use super::stats::GuardStats;
-use crate::cache::mark_of;
 use crate::http::origin::Target;
+use crate::invalidation::Invalidation;
 
 /// A Tower layer that lets identical requests share one handler run.
 ///
@@ -104,21 +104,26 @@ impl StampedeGuard {
 
     /// Drops everything that is stored. Handler runs under way serve those who wait for them and are not stored.
     ///
+    /// On a [tier](StampedeGuardBuilder::redis) the other instances do the same. Their part is under way when this
+    /// returns; the handle tells when the tier has confirmed it, and may be dropped.
+    ///
     /// ```
     /// # use stampede_guard::StampedeGuard;
     /// let guard = StampedeGuard::new();
     /// guard.invalidate_all();
     /// assert_eq!(guard.stats().entries, 0);
     /// ```
-    pub fn invalidate_all(&self) {
-        self.guard.shelf().clear();
-        self.guard.flights().forget_all();
+    #[allow(clippy::must_use_candidate)] // the handle may be dropped
+    pub fn invalidate_all(&self) -> Invalidation {
+        self.guard.invalidate_all()
     }
 
     /// Drops what is stored of one URL, all its variants. A URI without a host, such as `/products/7`, means that path
     /// and query on every host. Handler runs under way serve those who wait for them and are not stored.
     ///
-    /// It is the URI as clients send it, byte for byte, before any router takes a prefix off.
+    /// It is the URI as clients send it, byte for byte, before any router takes a prefix off. The other instances of a
+    /// tier drop it on every host, and perhaps another URL that falls into the same of 16,384 groups; the handle is as
+    /// that of [`invalidate_all`](Self::invalidate_all).
     ///
     /// # Errors
     ///
@@ -133,18 +138,17 @@ impl StampedeGuard {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn invalidate<U>(&self, uri: U) -> Result<(), http::Error>
+    pub fn invalidate<U>(&self, uri: U) -> Result<Invalidation, http::Error>
     where
         U: TryInto<Uri>,
         U::Error: Into<http::Error>,
     {
         let uri = uri.try_into().map_err(Into::into)?;
-        self.guard.invalidate(&Target {
+        Ok(self.guard.invalidate(&Target {
             scheme: uri.scheme_str(),
             host: uri.authority().map_or(&[], |authority| authority.as_str().as_bytes()),
             path_and_query: uri.path_and_query().map_or("/", PathAndQuery::as_str),
-        });
-        Ok(())
+        }))
     }
 
     /// Drops what was stored with `tag`, which handlers name in the
@@ -152,9 +156,9 @@ impl StampedeGuard {
     /// who wait for them and are not stored.
     ///
     /// Takes the same time however much carries the tag. Tags share 4,096 marks, so what carries another may be dropped
-    /// along with it, at the price of a handler run.
-    pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
-        self.guard.shelf().generations.invalidate(mark_of(tag.as_ref()));
+    /// along with it, at the price of a handler run. The handle is as that of [`invalidate_all`](Self::invalidate_all).
+    pub fn invalidate_tag(&self, tag: impl AsRef<str>) -> Invalidation {
+        self.guard.invalidate_tag(tag.as_ref().as_bytes())
     }
 
     /// The settings of this guard, to be changed for another that shares its store, flights and counts: other times or
@@ -193,6 +197,7 @@ impl StampedeGuard {
             coalesced: counters.coalesced.get(),
             led: counters.led.get(),
             passed: counters.passed.get(),
+            shared: counters.shared.get(),
             unshared: counters.unshared.get(),
             refreshes: counters.refreshes.get(),
             refused: counters.refused.get(),
@@ -202,7 +207,7 @@ impl StampedeGuard {
             bytes,
             #[cfg(feature = "grpc")]
             unmatched_methods: Vec::new(),
-            flights: self.guard.flights().stats(),
+            flights: self.guard.flight_stats(),
         }
     }
 }

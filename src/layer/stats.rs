@@ -25,6 +25,9 @@ pub struct GuardStats {
     pub led: u64,
     /// Requests that went straight through: another method, credentials, a body, and what else is never shared.
     pub passed: u64,
+    /// Requests answered with what the handler of another instance brought, read from the tier they share. The next
+    /// ones find it in this instance's own store.
+    pub shared: u64,
     /// Requests that ran for themselves because responses under their key are each client's own.
     pub unshared: u64,
     /// Background refreshes started.
@@ -54,6 +57,10 @@ pub(super) struct Counters {
     pub(super) coalesced: Count,
     pub(super) led: Count,
     pub(super) passed: Count,
+    pub(super) shared: Count,
+    /// Flights that needed no handler run of this instance.
+    #[cfg(feature = "redis")]
+    pub(super) spared: Count,
     pub(super) unshared: Count,
     pub(super) refreshes: Count,
     pub(super) refused: Count,

@@ -4,6 +4,8 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+#[cfg(feature = "redis")]
+use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
@@ -19,11 +21,13 @@ use super::guard::{Guarded, OnWaitTimeout};
 use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply};
 use super::refusal::Refusal;
-use crate::cache::{Entry, Shelf};
-use crate::error::{LoadError, Overloaded};
-use crate::event::count_request;
+use crate::cache::{Destination, Entry, Shelf};
+use crate::error::{LoadError, Overloaded, RemoteKind};
+#[cfg(feature = "redis")]
+use crate::event::StaleReason;
+use crate::event::{Outcome, count_request};
 use crate::flight::{FirstPoll, Landed, Owned, Role, Run};
-use crate::http::cache_status::{CacheStatus, Forward};
+use crate::http::cache_status::{CacheStatus, Forward, Ttl};
 use crate::http::conditional::Conditionals;
 use crate::http::key::MethodClass;
 use crate::http::vary::VarySpec;
@@ -208,6 +212,24 @@ where
     waited.unwrap_or_else(|| Waited::TooLong(run.unused().map(|(_, load)| load)))
 }
 
+/// How a page came from the tier that instances share, and how long it is fresh, if it did.
+#[cfg_attr(not(feature = "redis"), allow(unused_variables))]
+fn from_tier(bound_for: &Destination<PageKey, Reply>) -> Option<(Outcome, Ttl)> {
+    #[cfg(feature = "redis")]
+    match bound_for {
+        Destination::Shelves(places) => {
+            let storing = places.last().map(|(_, _, storing)| storing)?;
+            return Some((storing.shared?.outcome?, Ttl::Left(storing.life.ttl)));
+        }
+        Destination::BackingOff { .. } => {
+            let outcome = Outcome::Stale { age: Duration::ZERO, reason: StaleReason::LoadFailed };
+            return Some((outcome, Ttl::Left(Duration::ZERO)));
+        }
+        _ => {}
+    }
+    None
+}
+
 impl Waiting {
     /// The leader's own response. Its conditions were not sent to the handler.
     fn own<R, X>(self, own: Own<R, X>) -> Own<R, X> {
@@ -266,9 +288,10 @@ impl Waiting {
                 }
                 Reply::Private | Reply::Checked(_) => Turn::Alone(self.back(load).alone()),
             },
-            // A leader whose own response was lost on the way: its page serves.
-            (Ok(PageArrival { value: Reply::Page(page, _reader), .. }), None) => {
-                Turn::Answer(self.answer(&page))
+            // A leader whose own run another instance's spared, or whose own response was lost on the way: its page
+            // serves.
+            (Ok(PageArrival { value: Reply::Page(page, _reader), bound_for }), None) => {
+                Turn::Answer(self.answer(&page, from_tier(&bound_for)))
             }
             (Ok(_), None) => Turn::Answer(self.stale_or(Refusal::Failed)),
             (Err(error), load) => self.failed(error, landed.role, load, joined_only),
@@ -292,23 +315,37 @@ impl Waiting {
                 let message = || Box::new(panic.to_string()) as Box<dyn std::any::Any + Send>;
                 std::panic::resume_unwind(panic.take_payload().unwrap_or_else(message));
             }
-            (LoadError::Panicked(_), _) => Refusal::Panicked,
-            (LoadError::TimedOut(_), _) => Refusal::TooSlow,
-            (LoadError::Failed(_), _) => Refusal::Failed,
+            (LoadError::Panicked(_) | LoadError::Remote { kind: RemoteKind::Panicked }, _) => {
+                Refusal::Panicked
+            }
+            (LoadError::TimedOut(_) | LoadError::Remote { kind: RemoteKind::TimedOut }, _) => {
+                Refusal::TooSlow
+            }
+            (LoadError::Failed(_) | LoadError::Remote { kind: RemoteKind::Failed }, _) => Refusal::Failed,
             (LoadError::Overloaded(_), _) => Refusal::Busy,
             _ => Refusal::Gone,
         };
         Turn::Answer(self.stale_or(why))
     }
 
-    fn answer<R>(&self, page: &Page) -> Response<GuardBody<R>> {
+    /// The answer with what another request's run brought, in this instance or, if `from` tells how, in another.
+    fn answer<R>(&self, page: &Page, from: Option<(Outcome, Ttl)>) -> Response<GuardBody<R>> {
         let Self { guard, fallback, address, .. } = self;
-        guard.counters().coalesced.add();
-        count_request("coalesced");
+        let counters = guard.counters();
+        let (count, outcome) = match from {
+            None => (&counters.coalesced, Outcome::Coalesced),
+            Some((outcome @ Outcome::Stale { .. }, _)) => (&counters.stale, outcome),
+            Some((outcome, _)) => (&counters.shared, outcome),
+        };
+        count.add();
+        count_request(outcome.as_str());
         let mut response = page.respond(address.class, &self.conditionals, &guard.shelf().timeline);
-        guard.tell(response.headers_mut(), || {
-            let why = guard.why(fallback.as_ref(), &address.spec);
-            CacheStatus { collapsed: true, ..CacheStatus::forwarded(why, page.status) }
+        guard.tell(response.headers_mut(), || match from {
+            None => {
+                let why = guard.why(fallback.as_ref(), &address.spec);
+                CacheStatus { collapsed: true, ..CacheStatus::forwarded(why, page.status) }
+            }
+            Some((_, ttl)) => CacheStatus::hit(ttl),
         });
         response
     }
@@ -321,7 +358,7 @@ impl Waiting {
         joined_only: bool,
     ) -> Turn<S, B, R, X> {
         if page.spec == self.address.spec {
-            return Turn::Answer(self.answer(page));
+            return Turn::Answer(self.answer(page, None));
         }
         let (parts, body) = load.request.into_parts();
         let class = if joined_only { MethodClass::Get } else { self.address.class };
@@ -329,7 +366,7 @@ impl Waiting {
         let key = asked.under(&self.guard.settings.rule, &parts, &page.spec);
         let load = PageLoad { request: Request::from_parts(parts, body), ..load };
         if key.as_ref() == Some(&page.key) {
-            return Turn::Answer(self.answer(page));
+            return Turn::Answer(self.answer(page, None));
         }
         self.again(load, &page.spec)
     }

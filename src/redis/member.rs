@@ -216,6 +216,11 @@ impl Member for RedisMember {
         })
     }
 
+    fn takes(&self, bytes: u64) -> bool {
+        let bounds = self.tier.core.bounds();
+        bounds.compress_over.is_some() || bytes <= bounds.bytes as u64
+    }
+
     fn count_malformed(&self) {
         self.tier.core.counters.malformed();
     }

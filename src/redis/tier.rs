@@ -205,6 +205,10 @@ async fn first_contact(connector: &Connector) -> Result<Wire, RedisError> {
 }
 
 impl Coordinator for Tier {
+    fn has_own_namespace(&self) -> bool {
+        self.core.config.namespace != RedisConfig::default().namespace
+    }
+
     fn join(self: Arc<Self>, who: Membership) -> Arc<dyn Member> {
         let owner = super::events::new_owner();
         let listening = Listening { name: Arc::clone(&who.name), owner: Arc::clone(&owner), sink: who.sink };

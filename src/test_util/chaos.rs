@@ -372,6 +372,10 @@ impl Store {
 }
 
 impl Coordinator for Store {
+    fn has_own_namespace(&self) -> bool {
+        true
+    }
+
     fn join(self: Arc<Self>, who: Membership) -> Arc<dyn Member> {
         let id = {
             let mut state = self.state.lock();
@@ -539,6 +543,10 @@ impl ChaosMember {
 }
 
 impl Member for ChaosMember {
+    fn takes(&self, _bytes: u64) -> bool {
+        true
+    }
+
     fn enter<'a>(&'a self, key: &'a Arc<[u8]>, ask: Ask) -> Boxed<'a, Turn> {
         Box::pin(self.turn(key, ask))
     }

@@ -12,6 +12,8 @@ mod counts;
 #[path = "../support/everything.rs"]
 mod everything;
 mod faults;
+#[cfg(all(feature = "layer", feature = "test-util"))]
+mod http;
 mod lock;
 mod model;
 #[cfg(feature = "metrics")]
@@ -19,6 +21,9 @@ mod observed;
 mod processes;
 mod proxy;
 mod server;
+#[cfg(all(feature = "layer", feature = "test-util"))]
+#[path = "../support/mod.rs"]
+mod support;
 #[cfg(feature = "redis-tls")]
 mod tls;
 #[cfg(all(feature = "redis-cluster", feature = "redis-sentinel"))]

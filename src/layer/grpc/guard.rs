@@ -7,6 +7,7 @@ use tower::Layer;
 
 use super::methods::{GrpcMethod, Methods};
 use super::service::GrpcGuardService;
+use crate::invalidation::Invalidation;
 use crate::layer::guard::Guarded;
 use crate::layer::stampede::StampedeGuard;
 use crate::layer::stats::GuardStats;
@@ -77,8 +78,9 @@ impl GrpcStampedeGuard {
     }
 
     /// Drops everything that is stored, see [`StampedeGuard::invalidate_all`].
-    pub fn invalidate_all(&self) {
-        self.http.invalidate_all();
+    #[allow(clippy::must_use_candidate)] // the handle may be dropped
+    pub fn invalidate_all(&self) -> Invalidation {
+        self.http.invalidate_all()
     }
 
     /// Drops what is stored of one URL, or of one method, `/package.Service/Method`: the replies to all its calls. See
@@ -96,7 +98,7 @@ impl GrpcStampedeGuard {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn invalidate<U>(&self, uri: U) -> Result<(), http::Error>
+    pub fn invalidate<U>(&self, uri: U) -> Result<Invalidation, http::Error>
     where
         U: TryInto<Uri>,
         U::Error: Into<http::Error>,
@@ -106,8 +108,8 @@ impl GrpcStampedeGuard {
 
     /// Drops what was stored with `tag`, see [`StampedeGuard::invalidate_tag`]. Handlers name tags in the metadata of a
     /// reply, under the name of the [`tag_header`](crate::StampedeGuardBuilder::tag_header).
-    pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
-        self.http.invalidate_tag(tag);
+    pub fn invalidate_tag(&self, tag: impl AsRef<str>) -> Invalidation {
+        self.http.invalidate_tag(tag)
     }
 
     /// What happened so far, calls and HTTP requests together: a snapshot. Does the store's pending upkeep first.

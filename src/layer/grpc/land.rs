@@ -73,6 +73,12 @@ where
     }
 }
 
+/// Whether a page is a reply that may be stored.
+#[cfg(feature = "redis")]
+pub(in crate::layer) fn is_reply(page: &Page) -> bool {
+    is_grpc(&page.headers) && matches!(answer_of(page), Answer::Message)
+}
+
 fn answer_of(page: &Page) -> Answer {
     answer(&page.headers, page.recording.pieces(), page.recording.trailers())
 }
