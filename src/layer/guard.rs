@@ -21,7 +21,7 @@ use crate::http::origin::{Target, hash_target};
 use crate::http::rule::KeyRule;
 use crate::http::syntax::words;
 use crate::http::vary::VarySpec;
-use crate::http::verdict::HttpPolicy;
+use crate::http::verdict::{self, HttpPolicy, RequestFacts};
 use crate::policy::Freshness;
 use crate::sync::RandomState;
 
@@ -163,6 +163,11 @@ impl Guarded {
     pub(super) fn invalidate(&self, target: &Target<'_>) {
         let (anywhere, there) = self.hashes(target);
         self.shared.writes.note(if target.host.is_empty() { anywhere } else { there });
+    }
+
+    /// Whether a request may have what another brought, given that it has the key.
+    pub(super) fn may_have(&self, facts: RequestFacts, page: &Page) -> bool {
+        verdict::may_have(facts, &page.headers, &self.settings.policy)
     }
 
     /// Takes the tags out of a response, and gives their marks.
