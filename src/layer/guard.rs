@@ -27,7 +27,7 @@ use crate::sync::RandomState;
 
 /// How long a key is known to be each client's own.
 pub(super) const HIT_FOR_MISS: Duration = Duration::from_secs(10);
-/// How long the headers in a response's `Vary` are remembered after the last response that named them.
+/// How long the headers in a response's `Vary` are remembered after the last response that named them all.
 pub(super) const SIGNPOST_TTL: Duration = Duration::from_secs(3_600);
 
 pub(super) type PageFlights = Flights<PageKey, PageArrival, Failure, Shelf<PageKey, Reply>>;
@@ -154,8 +154,11 @@ impl Guarded {
     /// The number of the last invalidation of a request's target. It is part of the key, so that nobody finds or joins
     /// what is from before.
     pub(super) fn generation(&self, target: &Target<'_>) -> u64 {
-        let (anywhere, there) = self.hashes(target);
         let writes = &self.shared.writes;
+        if !writes.are_any() {
+            return 0;
+        }
+        let (anywhere, there) = self.hashes(target);
         writes.last(anywhere).max(writes.last(there))
     }
 
@@ -226,6 +229,11 @@ impl Guarded {
     pub(super) fn may_serve_stale(&self, entry: &Entry<Reply>) -> bool {
         matches!(&entry.value, Reply::Page(page, _) if page.recording.is_sound())
             && !matches!(self.shelf().judge(entry), Freshness::Dead)
+    }
+
+    /// Whether what `entry` says about where to look is not too old to be believed.
+    pub(super) fn still_points(&self, entry: Option<&Entry<Reply>>) -> bool {
+        entry.is_some_and(|entry| self.shelf().judge(entry) != Freshness::Dead)
     }
 
     /// Takes the marker under `key` away, if there is one.
