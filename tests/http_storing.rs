@@ -285,13 +285,13 @@ async fn section_3_5_authorized_requests_share_only_with_the_same_principal() {
 
 #[tokio::test]
 async fn section_3_5_with_the_operators_word_public_s_maxage_and_must_revalidate_share_them() {
-    let asked = |who: &str| with(get("/"), "authorization", who);
-    let opted_in = |builder: StampedeGuardBuilder| builder.share_authorized(true);
     const OPEN: [Lines; 3] = [
         &[("cache-control", "public, max-age=60")],
         &[("cache-control", "s-maxage=60")],
         &[("cache-control", "max-age=60, must-revalidate")],
     ];
+    let asked = |who: &str| with(get("/"), "authorization", who);
+    let opted_in = |builder: StampedeGuardBuilder| builder.share_authorized(true);
     for headers in OPEN {
         assert!(configured(opted_in, 200, headers).shares(asked("a"), asked("b")).await, "{headers:?}");
         assert!(configured(opted_in, 200, headers).shares(asked("a"), get("/")).await, "{headers:?}");

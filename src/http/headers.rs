@@ -143,7 +143,7 @@ const fn by_length() -> ByLength {
 /// One bit of 64 for the first and the last byte of a name.
 const fn ends(name: &[u8]) -> u64 {
     let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
-    1 << (first.wrapping_mul(7) ^ *last) % 64
+    1 << ((first.wrapping_mul(7) ^ *last) % 64)
 }
 
 /// Whether `name` is on the closed list of request headers that no key needs. Compares with the few names that have
