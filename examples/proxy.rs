@@ -5,11 +5,13 @@
 //! cargo run --example proxy
 //!
 //! # In front of a real origin, as a shared cache that obeys the origin's headers alone.
-//! cargo run --example proxy -- --origin http://127.0.0.1:8000 --listen 8080 --key-headers-none
+//! cargo run --example proxy -- --origin http://127.0.0.1:8000 --listen 8080
 //! ```
 //!
-//! The cache's key is the guard's safe default, every request header but a closed list. `--key-headers-none` makes
-//! it the classic key of a shared cache: method and URI, and what responses name in `Vary`.
+//! Its defaults are those of a classic shared cache, which takes the origin at its word: the key is method and URI,
+//! and what responses name in `Vary`; responses to authorized requests are shared where they say so (RFC 9111, section
+//! 3.5). They suit an origin that says all that matters. In front of any other, `--key-all-headers` and
+//! `--no-share-authorized` bring back the guard's own, safe defaults.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -40,9 +42,9 @@ struct Arguments {
     #[arg(long, value_name = "URL")]
     origin: Option<Uri>,
 
-    /// The port to listen on, on the loopback interface; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
-    listen: u16,
+    /// The port to listen on, on the loopback interface, or an address with a port; port 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value = "8080", value_parser = address)]
+    listen: SocketAddr,
 
     /// Keep a 200 that says nothing about freshness for so many seconds. Without it, only what the origin says counts
     #[arg(long, value_name = "SECONDS", conflicts_with = "coalesce_only")]
@@ -52,9 +54,21 @@ struct Arguments {
     #[arg(long)]
     coalesce_only: bool,
 
-    /// Key no request header: method, URI and `Vary` alone
-    #[arg(long)]
+    /// Key these request headers beside method, URI and `Vary`
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    key_headers: Vec<String>,
+
+    /// Key no request header: method, URI and `Vary` alone. It is the default; the flag says so
+    #[arg(long, conflicts_with = "key_headers")]
     key_headers_none: bool,
+
+    /// Key every request header but a closed list, as the guard does by default
+    #[arg(long, conflicts_with_all = ["key_headers", "key_headers_none"])]
+    key_all_headers: bool,
+
+    /// Let requests with Authorization go straight through, as the guard does by default
+    #[arg(long)]
+    no_share_authorized: bool,
 
     /// Do not guess how long a response is fresh that says nothing but when it was last changed
     #[arg(long)]
@@ -83,6 +97,7 @@ impl Arguments {
             .jitter(self.jitter)
             .heuristic_freshness((!self.no_heuristics).then_some(0.1))
             .targeted_cache_control(&self.targeted)
+            .share_authorized(!self.no_share_authorized)
             .honor_client_directives(self.honor_clients);
         guard = match self.ttl {
             Some(seconds) => guard.ttl(Duration::try_from_secs_f64(seconds)?),
@@ -91,10 +106,18 @@ impl Arguments {
         if let Some(name) = &self.cache_status {
             guard = guard.cache_status(name);
         }
-        if self.key_headers_none {
-            guard = guard.key_headers([]);
+        if !self.key_all_headers {
+            guard = guard.key_headers(self.key_headers.iter().map(String::as_str));
         }
         Ok(guard.build()?)
+    }
+}
+
+/// A port of the loopback interface, or an address.
+fn address(given: &str) -> Result<SocketAddr, Failure> {
+    match given.parse() {
+        Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => Ok(given.parse()?),
     }
 }
 
@@ -110,7 +133,7 @@ struct Upstream {
 impl Upstream {
     fn new(origin: Uri) -> Result<Self, Failure> {
         let parts = origin.into_parts();
-        let scheme = parts.scheme.filter(|scheme| *scheme == Scheme::HTTP);
+        let scheme = Some(parts.scheme.unwrap_or(Scheme::HTTP)).filter(|scheme| *scheme == Scheme::HTTP);
         let (Some(scheme), Some(authority)) = (scheme, parts.authority) else {
             return Err("--origin must be of the form http://HOST:PORT".into());
         };
@@ -161,7 +184,7 @@ async fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
     let guard = arguments.guard()?;
     let Some(origin) = arguments.origin else { return demo(guard).await };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, arguments.listen)).await?;
+    let listener = TcpListener::bind(arguments.listen).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let interrupted = async {
         let _ = tokio::signal::ctrl_c().await;

@@ -85,6 +85,36 @@ async fn section_4_2_2_heuristics_are_for_those_who_ask_and_for_statuses_that_al
 }
 
 #[tokio::test]
+async fn section_4_2_2_where_a_lifetime_is_stated_nothing_is_guessed() {
+    const STATED: [(&str, &str); 4] = [
+        ("cache-control", "max-age=0"),
+        ("cache-control", "s-maxage=0, max-age=60"),
+        ("cache-control", "max-age=soon"),
+        ("expires", "0"),
+    ];
+    for stated in STATED {
+        let site = Site::new(
+            |builder| builder.coalesce_only().heuristic_freshness(0.1),
+            move |call: Call| {
+                let headers = [("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT"), stated];
+                std::future::ready(answer(200, &headers, call.run.to_string()))
+            },
+        );
+        assert!(!stores(&site).await, "{stated:?}");
+    }
+}
+
+#[tokio::test]
+async fn section_3_answers_to_other_methods_are_not_stored() {
+    let site = site(200, &[("cache-control", "public, max-age=60"), ("content-location", "/")]);
+    for method in ["POST", "PUT", "OPTIONS", "TRACE", "PROPFIND", "get"] {
+        let asked = site::request(method, "/");
+        assert!(!site.shares(asked, get("/")).await, "{method}");
+        site.guard.invalidate_all();
+    }
+}
+
+#[tokio::test]
 async fn section_3_directives_that_forbid_storing_do_so_in_any_case_and_line() {
     const FORBIDDEN: [Lines; 9] = [
         &[("cache-control", "max-age=60, no-store")],
@@ -130,6 +160,46 @@ async fn section_3_1_fields_of_one_connection_are_not_stored() {
     let mut names: Vec<_> = got.headers.keys().map(ToString::to_string).collect();
     names.sort();
     assert_eq!(names, ["age", "cache-control", "content-length", "date", "x-end"]);
+}
+
+#[tokio::test]
+async fn section_3_1_all_other_fields_are_stored_line_by_line() {
+    let site = site(
+        200,
+        &[
+            ("cache-control", "max-age=60"),
+            ("link", "</a>; rel=preload"),
+            ("x-unheard-of", "\u{e4}"),
+            ("link", "</b>; rel=preload"),
+            ("content-type", "text/plain"),
+            ("warning", "199 - \"x\""),
+        ],
+    );
+    let first = site.ask(get("/")).await;
+    let again = site.ask(get("/")).await;
+    assert_eq!(again.body, "1");
+    for name in ["cache-control", "link", "x-unheard-of", "content-type", "warning"] {
+        let lines = |headers: &HeaderMap| headers.get_all(name).iter().cloned().collect::<Vec<_>>();
+        assert_eq!(lines(&first.headers), lines(&again.headers), "{name}");
+    }
+    assert_eq!(again.headers.get_all("link").iter().count(), 2);
+}
+
+#[tokio::test]
+async fn section_5_2_3_unknown_directives_are_passed_over() {
+    for line in [
+        "foobar, max-age=5",
+        "max-age=5, foobar=\"no-store\"",
+        "community=\"a, b=private\", max-age=5",
+        "no-storely, privately, max-age=5, x-max-age=9",
+    ] {
+        let site = Site::new(StampedeGuardBuilder::coalesce_only, move |call: Call| {
+            std::future::ready(answer(200, &[("cache-control", line)], call.run.to_string()))
+        });
+        assert!(stores(&site).await, "{line}");
+        site.clock.advance(secs(5));
+        assert_eq!(site.ask(get("/")).await.body, "2", "{line}");
+    }
 }
 
 #[tokio::test]
@@ -211,6 +281,24 @@ async fn section_3_5_authorized_requests_share_only_with_the_same_principal() {
     assert!(keyed.shares(asked("a"), asked("a")).await);
     assert!(!keyed.shares(asked("a"), asked("b")).await);
     assert!(!keyed.shares(asked("a"), get("/")).await);
+}
+
+#[tokio::test]
+async fn section_3_5_with_the_operators_word_public_s_maxage_and_must_revalidate_share_them() {
+    const OPEN: [Lines; 3] = [
+        &[("cache-control", "public, max-age=60")],
+        &[("cache-control", "s-maxage=60")],
+        &[("cache-control", "max-age=60, must-revalidate")],
+    ];
+    let asked = |who: &str| with(get("/"), "authorization", who);
+    let opted_in = |builder: StampedeGuardBuilder| builder.share_authorized(true);
+    for headers in OPEN {
+        assert!(configured(opted_in, 200, headers).shares(asked("a"), asked("b")).await, "{headers:?}");
+        assert!(configured(opted_in, 200, headers).shares(asked("a"), get("/")).await, "{headers:?}");
+    }
+    let closed = configured(opted_in, 200, &[("cache-control", "max-age=60"), ("expires", "0")]);
+    assert!(!closed.shares(asked("a"), asked("a")).await);
+    assert!(!closed.shares(asked("a"), get("/")).await);
 }
 
 #[tokio::test]

@@ -393,6 +393,22 @@ async fn section_5_2_2_4_a_no_cache_page_that_changed_takes_the_place_of_the_old
 }
 
 #[tokio::test]
+async fn section_5_2_2_4_one_clients_own_answer_ends_no_checking() {
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| {
+        let no_cache = ("cache-control", "no-cache");
+        std::future::ready(match call.run {
+            2 => answer(200, &[no_cache, TAG, ("set-cookie", "a=b")], "own"),
+            _ if call.header("if-none-match") == TAG.1 => answer(304, &[no_cache, TAG], Body::empty()),
+            _ => answer(200, &[no_cache, TAG], "page"),
+        })
+    });
+    for body in ["page", "own", "page", "page"] {
+        assert_eq!(site.ask(get("/")).await.body, body);
+    }
+    assert_eq!(site.last_seen().headers["if-none-match"], TAG.1);
+}
+
+#[tokio::test]
 async fn section_4_3_5_a_head_freshens_what_is_stored() {
     let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| {
         let kind = if call.parts.method == "HEAD" { "head" } else { "get" };

@@ -74,26 +74,26 @@ async fn an_event_stream_sends_its_first_event_at_once_and_holds_nothing() {
     until("the stream ends with its client", || bytes.alive() == 0).await;
 }
 
-async fn a_hundred_megabytes(announced: bool) {
+/// A body of so many frames over a socket, of which hardly any are alive at once.
+async fn streams_in_bounded_memory(frames: usize, announced: bool) {
     const FRAME: usize = 64 * 1024;
-    const FRAMES: usize = 1_600;
     let bytes = Gauge::default();
     let gate = Arc::new(Notify::new());
     let handler = {
         let (bytes, gate) = (bytes.clone(), Arc::clone(&gate));
         move || async move {
-            let frames = stream::unfold(0_usize, move |sent| {
+            let sent = stream::unfold(0_usize, move |sent| {
                 let (bytes, gate) = (bytes.clone(), Arc::clone(&gate));
                 async move {
                     if sent == 1 {
                         gate.notified().await;
                     }
-                    (sent < FRAMES).then(|| (Ok::<_, std::io::Error>(bytes.bytes(FRAME)), sent + 1))
+                    (sent < frames).then(|| (Ok::<_, std::io::Error>(bytes.bytes(FRAME)), sent + 1))
                 }
             });
-            let mut response = AxumBody::from_stream(frames).into_response();
+            let mut response = AxumBody::from_stream(sent).into_response();
             if announced {
-                response.headers_mut().insert("content-length", (FRAME * FRAMES).into());
+                response.headers_mut().insert("content-length", (FRAME * frames).into());
             }
             response
         }
@@ -109,19 +109,19 @@ async fn a_hundred_megabytes(announced: bool) {
     while let Some(frame) = soon(body.frame()).await {
         read += frame.unwrap().into_data().unwrap().len();
     }
-    assert_eq!(read, FRAME * FRAMES);
+    assert_eq!(read, FRAME * frames);
     assert!(bytes.peak() < 3 * 1024 * 1024, "{} bytes were alive at once", bytes.peak());
     until("nothing is kept", || bytes.alive() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_megabytes_of_known_length_stream_through_in_bounded_memory() {
-    a_hundred_megabytes(true).await;
+async fn a_gigabyte_of_known_length_streams_through_in_bounded_memory() {
+    streams_in_bounded_memory(16_384, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_megabytes_of_unknown_length_stream_through_in_bounded_memory() {
-    a_hundred_megabytes(false).await;
+async fn a_gigabyte_of_unknown_length_streams_through_in_bounded_memory() {
+    streams_in_bounded_memory(16_384, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -848,33 +848,44 @@ async fn begun(stage: &mut Stage, uri: &'static str, length: Option<u64>) -> (Pi
     (pipe, served(leader).await.into_body())
 }
 
-#[tokio::test]
-async fn a_thousand_followers_of_ten_megabytes_hold_one_copy() {
+#[test]
+fn a_thousand_followers_of_ten_megabytes_hold_one_copy() {
     const LENGTH: usize = 10 * 1024 * 1024;
-    let guard = StampedeGuard::builder().max_body_bytes(LENGTH as u64).build().unwrap();
-    let mut stage = Stage::new(guard);
-    let leader = stage.get("/");
-    let call = stage.origin.run().await;
-    let followers = stage.followers("/", 1_000).await;
-    let (pipe, body) = piped(Some(LENGTH as u64));
-    call.begin(&[], body);
-    let mut bodies = vec![served(leader).await.into_body()];
-    for follower in followers {
-        bodies.push(served(follower).await.into_body());
-    }
-    let bytes = Gauge::default();
-    for _ in 0..10 {
-        pipe.send(Ok(Frame::data(bytes.bytes(LENGTH / 10)))).unwrap();
-        for body in &mut bodies {
-            let frame = soon(body.frame()).await.unwrap().unwrap();
-            assert_eq!(frame.data_ref().map(Bytes::len), Some(LENGTH / 10));
+    // On this thread alone, whose allocations are counted.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (pipe, mut bodies) = runtime.block_on(async {
+        let guard = StampedeGuard::builder().max_body_bytes(LENGTH as u64).build().unwrap();
+        let mut stage = Stage::new(guard);
+        let leader = stage.get("/");
+        let call = stage.origin.run().await;
+        let followers = stage.followers("/", 1_000).await;
+        let (pipe, body) = piped(Some(LENGTH as u64));
+        call.begin(&[], body);
+        let mut bodies = vec![served(leader).await.into_body()];
+        for follower in followers {
+            bodies.push(served(follower).await.into_body());
         }
-    }
-    drop(pipe);
-    for body in &mut bodies {
-        assert!(next(body).await.is_none());
-    }
+        (pipe, bodies)
+    });
+    let bytes = Gauge::default();
+    let counted = allocation_counter::measure(|| {
+        runtime.block_on(async {
+            for _ in 0..10 {
+                pipe.send(Ok(Frame::data(bytes.bytes(LENGTH / 10)))).unwrap();
+                for body in &mut bodies {
+                    let frame = soon(body.frame()).await.unwrap().unwrap();
+                    assert_eq!(frame.data_ref().map(Bytes::len), Some(LENGTH / 10));
+                }
+            }
+            drop(pipe);
+            for body in &mut bodies {
+                assert!(next(body).await.is_none());
+            }
+        });
+    });
     assert_eq!((bytes.peak(), bodies.len()), (LENGTH, 1_001));
+    let most = LENGTH as u64 + 512 * 1024;
+    assert!(counted.bytes_max <= most, "{} bytes were alive at once", counted.bytes_max);
 }
 
 #[tokio::test]

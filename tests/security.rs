@@ -3,6 +3,8 @@
 
 #[path = "security/attacks.rs"]
 mod attacks;
+#[path = "security/authorized.rs"]
+mod authorized;
 #[path = "support/everything.rs"]
 mod everything;
 #[path = "security/failures.rs"]

@@ -24,7 +24,7 @@ pub(crate) enum PassReason {
     Method,
     /// It asks for another protocol.
     Upgrade,
-    /// `Authorization` that is not in the key.
+    /// `Authorization` that is neither in the key nor shared.
     Authorization,
     /// `Proxy-Authorization` that is not in the key.
     ProxyAuthorization,
@@ -80,7 +80,7 @@ fn reason_of(
         "x-http-method-override" | "x-method-override" | "x-http-method" => (PassReason::Method, true),
         "upgrade" => (PassReason::Upgrade, true),
         "connection" => (PassReason::Upgrade, names_upgrade(value)),
-        "authorization" => (PassReason::Authorization, !rule.keys(name)),
+        "authorization" => (PassReason::Authorization, !rule.takes_authorization()),
         "proxy-authorization" => (PassReason::ProxyAuthorization, !rule.keys(name)),
         "cookie" => (PassReason::Cookie, !rule.admits_cookies(headers)),
         "transfer-encoding" => (PassReason::Body, true),

@@ -108,16 +108,19 @@ const IGNORED: [&str; 78] = [
 
 const LONGEST: usize = 27;
 
-/// [`IGNORED`] by length: names of `n` bytes are `sorted[starts[n]..starts[n + 1]]`.
+/// [`IGNORED`] by length: names of `n` bytes are `sorted[starts[n]..starts[n + 1]]`, and their first and last bytes have
+/// their [bits](ends) in `ends[n]`.
 struct ByLength {
     sorted: [&'static str; IGNORED.len()],
     starts: [usize; LONGEST + 2],
+    ends: [u64; LONGEST + 1],
 }
 
 static BY_LENGTH: ByLength = by_length();
 
 const fn by_length() -> ByLength {
-    let mut table = ByLength { sorted: [""; IGNORED.len()], starts: [0; LONGEST + 2] };
+    let mut table =
+        ByLength { sorted: [""; IGNORED.len()], starts: [0; LONGEST + 2], ends: [0; LONGEST + 1] };
     let (mut length, mut filled) = (0, 0);
     while length <= LONGEST {
         table.starts[length] = filled;
@@ -125,6 +128,7 @@ const fn by_length() -> ByLength {
         while i < IGNORED.len() {
             if IGNORED[i].len() == length {
                 table.sorted[filled] = IGNORED[i];
+                table.ends[length] |= ends(IGNORED[i].as_bytes());
                 filled += 1;
             }
             i += 1;
@@ -136,13 +140,21 @@ const fn by_length() -> ByLength {
     table
 }
 
+/// One bit of 64 for the first and the last byte of a name.
+const fn ends(name: &[u8]) -> u64 {
+    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
+    1 << ((first.wrapping_mul(7) ^ *last) % 64)
+}
+
 /// Whether `name` is on the closed list of request headers that no key needs. Compares with the few names that have
-/// its length and its first and last byte, allocates nothing.
+/// its length, if one of them may begin and end like it; allocates nothing.
 pub(crate) fn ignored(name: &HeaderName) -> bool {
     let name = name.as_str().as_bytes();
-    let Some(&[start, end]) = BY_LENGTH.starts.get(name.len()..name.len() + 2) else { return false };
-    let mut alike = BY_LENGTH.sorted[start..end].iter().map(|known| known.as_bytes());
-    alike.any(|known| known.first() == name.first() && known.last() == name.last() && known == name)
+    let may_be = BY_LENGTH.ends.get(name.len()).is_some_and(|known| known & ends(name) > 0);
+    may_be && {
+        let alike = &BY_LENGTH.sorted[BY_LENGTH.starts[name.len()]..BY_LENGTH.starts[name.len() + 1]];
+        alike.iter().any(|known| known.as_bytes() == name)
+    }
 }
 
 /// Removes what belongs to one connection only, from a response that is to be stored or shared: `Connection` and

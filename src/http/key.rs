@@ -6,7 +6,7 @@
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use crate::http::rule::KeyRule;
 use crate::http::vary::VarySpec;
@@ -123,26 +123,17 @@ fn same_bytes(a: &Uri, b: &Uri) -> bool {
 /// How many header lines are sorted without an allocation.
 const ON_STACK: usize = 32;
 
-/// One header line, ordered by name and then by its place in the request.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Line<'a> {
-    name: &'a str,
-    place: usize,
-    value: &'a [u8],
-}
+/// One header line; `None` in places that no line took.
+type Line<'a> = Option<(&'a HeaderName, &'a HeaderValue)>;
 
 /// Writes the lines that count: names in one order whatever the order in the request, lines of one name in theirs.
 fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
-    let lines = headers
-        .iter()
-        .enumerate()
-        .filter(|(_, (name, _))| **name != HOST && rule.keys(name))
-        .map(|(place, (name, value))| Line { name: name.as_str(), place, value: value.as_bytes() });
+    let lines = headers.iter().filter(|(name, _)| **name != HOST && rule.keys(name)).map(Some);
     if headers.len() > ON_STACK {
         let mut all: Vec<_> = lines.collect();
         return write_lines(&mut all, key);
     }
-    let mut some = [Line { name: "", place: 0, value: &[] }; ON_STACK];
+    let mut some = [None; ON_STACK];
     let mut filled = 0;
     for line in lines {
         some[filled] = line;
@@ -152,13 +143,18 @@ fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -
 }
 
 fn write_lines(lines: &mut [Line<'_>], key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
-    lines.sort_unstable();
+    // A map gives the lines of one name in their order, and this sort keeps it.
+    lines.sort_by(|one, other| name(one).cmp(name(other)));
     key.count(lines.len())?;
-    for line in lines {
-        key.field(line.name.as_bytes())?;
-        key.field(line.value)?;
+    for (name, value) in lines.iter().flatten() {
+        key.field(name.as_str().as_bytes())?;
+        key.field(value.as_bytes())?;
     }
     Ok(())
+}
+
+fn name<'a>(line: &Line<'a>) -> &'a str {
+    line.map_or("", |(name, _)| name.as_str())
 }
 
 #[cfg(test)]

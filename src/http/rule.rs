@@ -22,6 +22,8 @@ pub(crate) struct KeyRule {
     only: Option<Vec<HeaderName>>,
     ignored: Vec<HeaderName>,
     authorization: bool,
+    /// Requests with `Authorization` take part although the key does not hold it.
+    shares_authorized: bool,
     cookies: CookieRule,
     /// For gRPC calls: the protocol settles what becomes of its own metadata.
     #[cfg(feature = "grpc")]
@@ -35,6 +37,7 @@ impl Default for KeyRule {
             only: None,
             ignored: Vec::new(),
             authorization: false,
+            shares_authorized: false,
             cookies: CookieRule::default(),
             #[cfg(feature = "grpc")]
             calls: false,
@@ -80,6 +83,28 @@ impl KeyRule {
         self.sealed()
     }
 
+    /// Makes requests with `Authorization` eligible without putting it into the key. Their responses are judged by
+    /// RFC 9111 section 3.5.
+    pub(crate) fn share_authorized(mut self, share: bool) -> Self {
+        self.shares_authorized = share;
+        self.sealed()
+    }
+
+    /// Whether requests with `Authorization` take part, in whatever way. That of proxies does by the key alone.
+    pub(crate) fn takes_authorization(&self) -> bool {
+        self.shares_authorized || self.keys(&AUTHORIZATION)
+    }
+
+    /// Whether it is to share what it also is to keep apart.
+    pub(crate) fn contradicts_itself(&self) -> bool {
+        self.shares_authorized && self.keys(&AUTHORIZATION)
+    }
+
+    /// Whether the request carries `Authorization` that its key does not hold.
+    pub(crate) fn is_authorized(&self, headers: &HeaderMap) -> bool {
+        self.shares_authorized && headers.contains_key(AUTHORIZATION)
+    }
+
     /// The same rule for gRPC calls.
     #[cfg(feature = "grpc")]
     pub(crate) fn for_calls(mut self) -> Self {
@@ -87,8 +112,12 @@ impl KeyRule {
         self.sealed()
     }
 
-    /// Whether a request on behalf of several carries `name`, the key aside.
+    /// Whether a request on behalf of several carries `name`, the key aside. Where `Authorization` is shared, the origin
+    /// is to see it, or it would turn the request down.
     pub(crate) fn carries(&self, name: &HeaderName) -> bool {
+        if self.shares_authorized && *name == AUTHORIZATION {
+            return true;
+        }
         #[cfg(feature = "grpc")]
         if self.calls && crate::http::grpc::metadata::is_carried(name) {
             return true;
@@ -167,6 +196,9 @@ impl KeyRule {
         #[cfg(feature = "grpc")]
         if self.calls {
             hash.write(b"grpc");
+        }
+        if self.shares_authorized {
+            hash.write(b"authorized");
         }
         self.fingerprint = hash.0;
         self

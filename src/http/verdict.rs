@@ -41,6 +41,7 @@ pub(crate) struct HttpPolicy {
 
 /// What of the request matters to the verdict.
 #[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_excessive_bools)] // each a fact by itself
 pub(crate) struct RequestFacts {
     /// It says `no-store`: the response goes to those waiting and is not kept (RFC 9111 section 5.2.1.5).
     pub(crate) no_store: bool,
@@ -49,6 +50,9 @@ pub(crate) struct RequestFacts {
     /// Its client has a say and does not take whatever is stored.
     #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub(crate) demanding: bool,
+    /// It carries `Authorization`, and the key does not hold it: see
+    /// [`KeyRule::is_authorized`](crate::http::rule::KeyRule::is_authorized).
+    pub(crate) authorized: bool,
 }
 
 /// What may be done with a response.
@@ -90,6 +94,8 @@ pub(crate) enum NotShared {
     ClearSiteData,
     /// `private`, with field names or without.
     Private,
+    /// The request carries `Authorization`, and nothing says that others may have what it brought.
+    Authorized,
     /// `no-store`, or a `Cache-Control` that cannot be read to its end.
     NoStore,
     /// `no-cache`, with field names or without; `Pragma: no-cache` where there is no `Cache-Control`.
@@ -170,7 +176,8 @@ pub(crate) fn judge(
         Vary::Any => None,
         Vary::Names(names) => Some(names),
     };
-    let share = match not_shared(status, headers, &word, vary.is_none(), is_fresh) {
+    let is_closed = request.authorized && !for_authorized(directives);
+    let share = match not_shared(status, headers, &word, vary.is_none(), is_closed, is_fresh) {
         Some(reason) => Share::No(reason),
         None => Share::Yes,
     };
@@ -198,7 +205,17 @@ pub(crate) fn judge(
 #[cfg(feature = "redis")]
 pub(crate) fn is_anyones(status: StatusCode, headers: &HeaderMap, policy: &HttpPolicy) -> bool {
     let varies_on_anything = VarySpec::parse(headers) == Vary::Any;
-    not_shared(status, headers, &Word::of(headers, policy), varies_on_anything, true).is_none()
+    not_shared(status, headers, &Word::of(headers, policy), varies_on_anything, false, true).is_none()
+}
+
+/// Whether a request like this may have a response that another brought and that is there under its key.
+pub(crate) fn may_have(request: RequestFacts, headers: &HeaderMap, policy: &HttpPolicy) -> bool {
+    !request.authorized || for_authorized(&Word::of(headers, policy).directives)
+}
+
+/// Whether a response may be shared although requests for it carry `Authorization` (RFC 9111 section 3.5).
+fn for_authorized(directives: &ResponseDirectives) -> bool {
+    directives.public || directives.s_maxage.is_some() || directives.must_revalidate
 }
 
 /// A lifetime by heuristics, where the operator asks for it: for statuses that allow it, or by the response's `public`
@@ -220,6 +237,7 @@ fn not_shared(
     headers: &HeaderMap,
     word: &Word,
     varies_on_anything: bool,
+    is_closed: bool,
     is_fresh: bool,
 ) -> Option<NotShared> {
     let directives = &word.directives;
@@ -237,6 +255,8 @@ fn not_shared(
     } else if directives.private {
         // Even where the key holds the principal: `private` may mean one device, or one moment, of a user.
         NotShared::Private
+    } else if is_closed {
+        NotShared::Authorized
     } else if forbids_storing(status, directives) {
         NotShared::NoStore
     } else if directives.no_cache || (!word.is_targeted && pragma_no_cache(headers)) {
@@ -312,8 +332,8 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
 
 /// How long a response that is shared and may be kept may be kept; perhaps over already.
 ///
-/// `Authorization` alone would forbid a shared cache to keep it without `public`, `s-maxage` or `must-revalidate`
-/// (RFC 9111 section 3.5). Here the credentials are part of the key, so only who sends the same ones gets it.
+/// Where `Authorization` is part of the key, a response needs no word that it may be shared (RFC 9111 section 3.5): only
+/// who sends the same credentials gets it.
 fn lifetime(
     request: RequestFacts,
     status: StatusCode,

@@ -139,7 +139,8 @@ impl StampedeGuardBuilder {
     /// more than 0 and at most 100 years, the stale windows and `max_body_wait` at most 100 years, `jitter` from 0 to
     /// 1, `heuristic_freshness` more than 0 and at most 1, `max_body_bytes`, `max_stored_bytes`, `max_in_flight`,
     /// `max_waiters_per_key` and `max_variants` at least 1, header names as in RFC 9110, section 5.1, the name for
-    /// `cache_status` printable ASCII. What is the store's is not set on a derived guard.
+    /// `cache_status` printable ASCII. `share_authorized` and `key_authorization` exclude each other. What is the
+    /// store's is not set on a derived guard.
     pub fn build(self) -> Result<StampedeGuard, ConfigError> {
         Ok(StampedeGuard::from_guarded(self.checked()?.defaults()))
     }
@@ -393,6 +394,24 @@ impl<G> StampedeGuardBuilder<G> {
         self
     }
 
+    /// Lets requests with `Authorization` share responses whose `Cache-Control` says `public`, `s-maxage` or
+    /// `must-revalidate`, with each other and with requests without it (RFC 9111, section 3.5). The key does not hold the
+    /// credentials. All other responses to such requests go to their own client alone. Default: false, they go straight
+    /// through; [`key_authorization`](Self::key_authorization) is the way to share a principal's responses with that
+    /// principal, and the two exclude each other.
+    ///
+    /// # Danger
+    ///
+    /// This believes those directives. A handler or framework that puts `public` or `s-maxage` on every response, as
+    /// many do by default, hands what it made for one user to all others, and to those it has not admitted: who sends no
+    /// credentials, or wrong ones, gets what is stored without the handler being asked. Turn it on only where every
+    /// response that says so is the same for everybody. A background refresh carries the `Authorization` of the request
+    /// that triggered it, after that request has its answer.
+    pub fn share_authorized(mut self, share: bool) -> Self {
+        self.settings.rule = self.settings.rule.share_authorized(share);
+        self
+    }
+
     /// Cookies that do not matter to any answer, say those of analytics. A request takes part if each of its cookies
     /// is named here or in [`key_cookies`](Self::key_cookies). The handler may see the cookies of one client while it
     /// answers several.
@@ -612,6 +631,10 @@ impl<G> StampedeGuardBuilder<G> {
             if bytes == 0 {
                 return Err(ConfigError::new(field, bytes, "at least 1"));
             }
+        }
+        if self.settings.rule.contradicts_itself() {
+            const APART: &str = "false where `authorization` is in the key";
+            return Err(ConfigError::new("share_authorized", true, APART));
         }
         check_count("max_variants", self.settings.max_variants)?;
         self.flights.check()?;

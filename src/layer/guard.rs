@@ -23,14 +23,14 @@ use crate::http::origin::{Target, hash_target};
 use crate::http::rule::KeyRule;
 use crate::http::syntax::words;
 use crate::http::vary::VarySpec;
-use crate::http::verdict::HttpPolicy;
+use crate::http::verdict::{self, HttpPolicy, RequestFacts};
 use crate::invalidation::Invalidation;
 use crate::policy::Freshness;
 use crate::sync::RandomState;
 
 /// How long a key is known to be each client's own.
 pub(super) const HIT_FOR_MISS: Duration = Duration::from_secs(10);
-/// How long the headers in a response's `Vary` are remembered after the last response that named them.
+/// How long the headers in a response's `Vary` are remembered after the last response that named them all.
 pub(super) const SIGNPOST_TTL: Duration = Duration::from_secs(3_600);
 
 pub(super) type PageFlights = Flights<PageKey, PageArrival, Failure, Shelf<PageKey, Reply>>;
@@ -159,9 +159,13 @@ impl Guarded {
     /// The number of the last invalidation of a request's target. It is part of the key, so that nobody finds or joins
     /// what is from before.
     pub(super) fn generation(&self, target: &Target<'_>) -> u64 {
-        let (anywhere, there) = self.hashes(target);
         let writes = &self.shared.writes;
-        let own = writes.last(anywhere).max(writes.last(there));
+        let own = if writes.are_any() {
+            let (anywhere, there) = self.hashes(target);
+            writes.last(anywhere).max(writes.last(there))
+        } else {
+            0
+        };
         #[cfg(feature = "redis")]
         if let Some(tier) = &self.shared.tier {
             // Neither ever falls, so no sum comes twice.
@@ -214,17 +218,19 @@ impl Guarded {
         }
     }
 
-    /// The way to the variants of a base key, with this page counted in if it is kept.
-    pub(super) fn signpost(&self, base: &PageKey, page: &Page, is_kept: bool) -> Arc<Signpost> {
-        let known = self.shelf().find(base).and_then(|entry| match entry.value {
+    /// The way to the variants of a base key, with this page counted in if it is kept; true if it is a new one.
+    pub(super) fn signpost(&self, base: &PageKey, page: &Page, is_kept: bool) -> (Arc<Signpost>, bool) {
+        let there = self.shelf().find(base).filter(|entry| self.still_points(Some(entry)));
+        let known = there.and_then(|entry| match entry.value {
             Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
             _ => None,
         });
+        let is_new = known.is_none();
         let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
         if is_kept && let Some(oldest) = signpost.admit(&page.key, self.settings.max_variants) {
             self.shelf().remove(&oldest);
         }
-        signpost
+        (signpost, is_new)
     }
 
     /// What its flights did. Those that another instance's run answered are no loads of this one.
@@ -245,6 +251,11 @@ impl Guarded {
             return Storing { life, ..storing };
         }
         storing
+    }
+
+    /// Whether a request may have what another brought, given that it has the key.
+    pub(super) fn may_have(&self, facts: RequestFacts, page: &Page) -> bool {
+        verdict::may_have(facts, &page.headers, &self.settings.policy)
     }
 
     /// Takes the tags out of a response, and gives their marks.
@@ -303,6 +314,11 @@ impl Guarded {
     pub(super) fn may_serve_stale(&self, entry: &Entry<Reply>) -> bool {
         matches!(&entry.value, Reply::Page(page, _) if page.recording.is_sound())
             && !matches!(self.shelf().judge(entry), Freshness::Dead)
+    }
+
+    /// Whether what `entry` says about where to look is not too old to be believed.
+    pub(super) fn still_points(&self, entry: Option<&Entry<Reply>>) -> bool {
+        entry.is_some_and(|entry| self.shelf().judge(entry) != Freshness::Dead)
     }
 
     /// Takes the marker under `key` away, if there is one.

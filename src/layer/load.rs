@@ -60,7 +60,9 @@ where
 {
     fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
         let found = self.guard.shelf().find(key)?;
-        if found.value.page().is_some_and(|page| !page.recording.is_sound()) {
+        let is_closed =
+            |page: &Arc<Page>| !page.recording.is_sound() || !self.guard.may_have(self.facts, page);
+        if found.value.page().is_some_and(is_closed) {
             return None;
         }
         // A client may ask for a newer one than this, fresh as it is.

@@ -40,7 +40,9 @@ pub(super) fn look(
             input.write(&guard.settings.rule, scratch).ok()?;
             let entry = guard.shelf().find(scratch.as_slice());
             match entry.as_ref().map(|entry| &entry.value) {
-                Some(Reply::Varies(signpost)) if spec.is_empty() => spec = signpost.spec.clone(),
+                Some(Reply::Varies(signpost)) if spec.is_empty() && guard.still_points(entry.as_ref()) => {
+                    spec = signpost.spec.clone();
+                }
                 _ => return Some(Found { entry, spec }),
             }
         }

@@ -12,7 +12,7 @@ use super::page::{Page, PageKey, Reply};
 use super::recording::{End, Reader};
 use crate::cache::{Arrival, Destination, Mark, Storing};
 use crate::http::verdict::{Lifetime as VerdictLife, Share, Verdict};
-use crate::policy::Lifetime;
+use crate::policy::{Freshness, Lifetime};
 
 impl<R, X> Lander<R, X>
 where
@@ -55,8 +55,16 @@ where
         })
     }
 
-    /// Each client runs its own request, and for a while nobody waits to find that out again.
+    /// Each client runs its own request, and for a while nobody waits to find that out again. What serves each client
+    /// for which the origin says that it still holds stays: it lets nobody wait either.
     pub(super) fn private(&self) -> PageArrival {
+        let there = self.guard.shelf().find(&self.address.key);
+        let is_checked = there.is_some_and(|entry| {
+            matches!(entry.value, Reply::Checked(_)) && self.guard.shelf().judge(&entry) == Freshness::Fresh
+        });
+        if is_checked {
+            return Arrival { value: Reply::Private, bound_for: Destination::Nowhere };
+        }
         let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None);
         Arrival { value: Reply::Private, bound_for: Destination::Shelf(storing) }
     }
@@ -90,9 +98,13 @@ where
         let mut places = Vec::new();
         let is_kept = verdict.store.is_some() || verdict.check;
         if !page.spec.is_empty() {
-            let signpost = self.guard.signpost(&self.address.base, page, is_kept);
-            let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL), None);
-            places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
+            let (signpost, is_new) = self.guard.signpost(&self.address.base, page, is_kept);
+            // Headers that no response names any more are forgotten with the signpost.
+            let names_all = verdict.vary.without_keyed(&self.guard.settings.rule) == page.spec;
+            if is_new || names_all {
+                let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL), None);
+                places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
+            }
         }
         let (value, storing) = match verdict.store {
             Some(life) => (Reply::Page(Arc::clone(page), None), self.storing_page(page, &life)),

@@ -150,9 +150,11 @@ impl<S> GuardService<S> {
         let conditionals = take_conditionals(&mut parts.headers);
         let extra = self.extra(&parts);
         let generation = guard.generation(&target(&parts, original_uri(&parts)));
+        let facts = self.facts(&parts, &directives);
         let found = look(guard, &parts, MethodClass::Get, generation, &extra).and_then(|found| found.entry);
         if let Some(entry) = found
             && let Reply::Page(page, _) = &entry.value
+            && guard.may_have(facts, page)
             && let freshness @ (Freshness::Fresh | Freshness::Stale { .. }) = guard.shelf().judge(&entry)
             && self.suits(&entry, page, &directives)
             && let Some(mut response) =
@@ -175,6 +177,16 @@ impl<S> GuardService<S> {
             key_with(parts, &mut extra);
         }
         extra.0
+    }
+
+    fn facts(&self, parts: &Parts, directives: &RequestDirectives) -> RequestFacts {
+        let rule = &self.guard.settings.rule;
+        RequestFacts {
+            no_store: directives.no_store,
+            principal_in_key: rule.holds_principal(&parts.headers),
+            authorized: rule.is_authorized(&parts.headers),
+            demanding: self.guard.settings.honors_clients && directives.demand(),
+        }
     }
 
     /// Whether the client's own directives, if they count, let it have an entry that is good enough for others.
@@ -215,11 +227,7 @@ impl<S> GuardService<S> {
         let is_http = class != MethodClass::Unary;
         let directives =
             if is_http { RequestDirectives::parse(&parts.headers) } else { RequestDirectives::default() };
-        let facts = RequestFacts {
-            no_store: directives.no_store,
-            principal_in_key: guard.settings.rule.holds_principal(&parts.headers),
-            demanding: guard.settings.honors_clients && directives.demand(),
-        };
+        let facts = self.facts(&parts, &directives);
         let conditionals =
             if is_http { take_conditionals(&mut parts.headers) } else { Conditionals::default() };
         let mut extra = self.extra(&parts);
@@ -229,6 +237,14 @@ impl<S> GuardService<S> {
         let Some(found) = look(guard, &parts, class.stored(), generation, &extra) else {
             return self.pass_alone(parts, body, conditionals, Changes::Nothing);
         };
+        let is_closed =
+            |entry: &Entry<Reply>| entry.value.page().is_some_and(|page| !guard.may_have(facts, page));
+        if found.entry.as_ref().is_some_and(is_closed) {
+            if directives.only_if_cached {
+                return ResponseFuture::ready(Refusal::NotStored.respond(class));
+            }
+            return self.pass_alone(parts, body, conditionals, Changes::Nothing);
+        }
         let mut asking =
             Asking { parts, body, conditionals, directives, facts, extra, generation, spec: found.spec };
         let mut fallback = None;

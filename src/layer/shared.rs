@@ -72,9 +72,11 @@ impl ForAll {
     }
 }
 
-/// The tier that a load concerns. Those of one principal, and what only answers HEADs, do not leave their instance.
+/// The tier that a load concerns. Those of one principal, those with credentials, and what only answers HEADs, do not
+/// leave their instance.
 pub(super) fn tier_of<S, B, R, X>(load: &PageLoad<S, B, R, X>) -> Option<Arc<Tiered>> {
-    let concerns = load.address.class != MethodClass::Head && !load.facts.principal_in_key;
+    let facts = &load.facts;
+    let concerns = load.address.class != MethodClass::Head && !facts.principal_in_key && !facts.authorized;
     load.guard.shared.tier.clone().filter(|_| concerns)
 }
 
@@ -311,6 +313,14 @@ impl Errand {
             && length.is_none_or(|said| said.as_bytes() == stored.body.len().to_string().as_bytes())
     }
 
+    /// Whether the page itself names all the headers that are in its key beyond the rule.
+    fn names_all(&self, page: &Page) -> bool {
+        match VarySpec::parse(&page.headers) {
+            Vary::Any => false,
+            Vary::Names(names) => names.without_keyed(&self.guard.settings.rule) == page.spec,
+        }
+    }
+
     fn storing(&self, page: &Page, life: Lifetime, times: &SharedValue, outcome: Option<Outcome>) -> Storing {
         let life = capped(life, self.tier.member.local_ttl_cap());
         let shared = Some(Stamp { token: times.token, outcome });
@@ -321,9 +331,11 @@ impl Errand {
     fn arrival(&self, page: Arc<Page>, life: Lifetime, times: &SharedValue, outcome: Outcome) -> PageArrival {
         let mut places = Vec::new();
         if !page.spec.is_empty() {
-            let signpost = self.guard.signpost(&self.address.base, &page, true);
-            let storing = Storing::new(Lifetime::fresh_for(SIGNPOST_TTL), Duration::ZERO, self.born);
-            places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
+            let (signpost, is_new) = self.guard.signpost(&self.address.base, &page, true);
+            if is_new || self.names_all(&page) {
+                let storing = Storing::new(Lifetime::fresh_for(SIGNPOST_TTL), Duration::ZERO, self.born);
+                places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
+            }
         }
         let storing = self.storing(&page, life, times, Some(outcome));
         places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(&page), None), storing));

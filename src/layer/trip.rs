@@ -281,6 +281,10 @@ impl Waiting {
         let load = landed.unused.map(|(_, load)| load).or(landed.spared);
         match (landed.result, load) {
             (Ok(arrival), Some(load)) => match arrival.value {
+                // What another's request brought is good for its own client alone.
+                Reply::Page(page, _) | Reply::Checked(page) if !self.guard.may_have(self.facts, &page) => {
+                    Turn::Alone(self.back(load).alone())
+                }
                 Reply::Page(page, _reader) => self.page(&page, load, joined_only),
                 Reply::Varies(signpost) => self.again(load, &signpost.spec),
                 Reply::Checked(page) if !joined_only && page.key == self.address.key => {

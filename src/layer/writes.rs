@@ -22,13 +22,16 @@ struct Line {
 #[derive(Debug)]
 pub(super) struct Writes {
     lines: Box<[Line]>,
+    /// The number of the last of all. Where nothing is ever written to, nobody has to look further.
+    latest: AtomicU64,
     /// How many there were. Only one at a time is noted.
     count: Mutex<u64>,
 }
 
 impl Default for Writes {
     fn default() -> Self {
-        Self { lines: (0..LINES).map(|_| Line::default()).collect(), count: Mutex::new(0) }
+        let lines = (0..LINES).map(|_| Line::default()).collect();
+        Self { lines, latest: AtomicU64::new(0), count: Mutex::new(0) }
     }
 }
 
@@ -42,10 +45,16 @@ impl Writes {
         own.map_or(0, number).max(line.floor.load(Ordering::Acquire))
     }
 
+    /// False until the first write.
+    pub(super) fn are_any(&self) -> bool {
+        self.latest.load(Ordering::Acquire) > 0
+    }
+
     /// Notes a write.
     pub(super) fn note(&self, target: u64) {
         let mut count = self.count.lock();
         *count += 1;
+        self.latest.store(*count, Ordering::Release);
         let line = self.line(target);
         let slots = || line.slots.iter().map(|slot| (slot, slot.load(Ordering::Relaxed)));
         let own = slots().find(|(_, slot)| is_of(*slot, target));

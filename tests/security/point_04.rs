@@ -317,6 +317,32 @@ async fn a_second_vary_is_added_to_the_first() {
 }
 
 #[tokio::test]
+async fn headers_that_no_vary_names_any_more_are_forgotten_after_an_hour() {
+    let site = Site::new(
+        |builder| builder.key_headers([]),
+        |call: Call| {
+            let vary = if call.run == 1 { "foo, bar" } else { "bar" };
+            let headers = [("cache-control", "max-age=600"), ("vary", vary)];
+            std::future::ready(answer(200, &headers, call.run.to_string()))
+        },
+    );
+    let asked = |foo| with(with(get("/"), "foo", foo), "bar", "x");
+    assert_eq!(site.ask(asked("1")).await.body, "1");
+    // While it is remembered, both count, whatever later responses say.
+    for round in 0..6 {
+        assert_eq!(site.ask(asked("2")).await.body, (2 * round + 2).to_string());
+        assert_eq!(site.ask(asked("1")).await.body, (2 * round + 1).to_string());
+        site.clock.advance(secs(600));
+        assert_eq!(site.ask(asked("1")).await.body, (2 * round + 3).to_string());
+    }
+    site.clock.advance(secs(600));
+    let run = site.runs() + 1;
+    assert_eq!(site.ask(asked("1")).await.body, run.to_string());
+    assert_eq!(site.ask(asked("2")).await.body, run.to_string());
+    assert_ne!(site.ask(with(get("/"), "bar", "y")).await.body, run.to_string());
+}
+
+#[tokio::test]
 async fn variants_beyond_the_cap_are_shared_and_take_the_oldest_ones_place() {
     let site = varying();
     site.open(usize::MAX >> 4);

@@ -353,3 +353,28 @@ fn a_targeted_field_silences_the_plain_ones() {
     let invalid = [("cdn-cache-control", "max-age=60, &"), ("cache-control", "no-store")];
     refused(&of(200, &invalid, &policy), NotShared::NoStore);
 }
+
+#[test]
+fn an_authorized_request_shares_what_says_so_and_nothing_else() {
+    let facts = RequestFacts { authorized: true, ..RequestFacts::default() };
+    let tag = ("etag", "\"a\"");
+    let judged = |line: &str| {
+        let headers = map(&[("cache-control", line), tag]);
+        let verdict = judge(facts, StatusCode::OK, &headers, &POLICY, now());
+        assert_eq!(may_have(facts, &headers, &POLICY), line.contains("open") || verdict.share == Share::Yes);
+        assert!(may_have(RequestFacts::default(), &headers, &POLICY));
+        verdict
+    };
+    for open in ["max-age=60, public", "s-maxage=60", "max-age=60, Must-Revalidate", "public"] {
+        assert_eq!(judged(open).share, Share::Yes, "{open}");
+        assert!(judged(open).store.is_some(), "{open}");
+    }
+    for closed in ["max-age=60", "max-age=60, proxy-revalidate", "max-age=60, immutable", "", "no-cache"] {
+        refused(&judged(closed), NotShared::Authorized);
+        assert!(!judged(closed).check, "{closed}");
+    }
+    refused(&judged("private, public, open"), NotShared::Private);
+    let checked = judged("no-cache, public, open");
+    refused(&checked, NotShared::NoCache);
+    assert!(checked.check);
+}
