@@ -16,7 +16,7 @@ use super::plan::{BoxLoad, KeySource};
 use super::state::{Flight, Landing, State};
 use super::stats::Counters;
 use super::table::{Boarded, Hold, Linked, PickedUp, Place, Table};
-use crate::error::{LoadError, Overloaded};
+use crate::error::{LoadError, Overloaded, Panicked};
 use crate::sync::{Arc, AtomicUsize, Ordering};
 
 /// What happens to a load when the last caller that waited for it goes away.
@@ -62,23 +62,38 @@ impl Default for FlightConfig {
     }
 }
 
-/// Told of each landing of a linked flight, under the flight's mutex and before it is unlinked: whoever finds
-/// no flight afterwards finds the result in the store.
+/// Keeps what linked flights bring. Told of each landing, before its flight is unlinked: whoever finds no flight
+/// afterwards finds the result in the store.
 pub(crate) trait Settle<K, V, E>: Send + Sync + 'static {
     /// Whether anything is kept. If not, a flight that nobody joins is never looked at while it lands.
     const KEEPS: bool = true;
 
-    fn settle(&self, key: &K, result: &Result<V, LoadError<E>>);
+    /// What is to be written.
+    type Change;
 
-    /// Called after the mutex was given back, for what must not run under it.
-    fn settled(&self) {}
+    /// Makes ready what a landing writes, before any lock is taken: all that runs code of the user's belongs here. What
+    /// it leaves in the result is what those who wait get.
+    fn prepare(&self, key: &K, result: &mut Result<V, LoadError<E>>) -> Self::Change;
+
+    /// Writes it, under the flight's mutex.
+    fn settle(&self, key: &K, change: &mut Self::Change);
+
+    /// Called after the mutex was given back, for what must not run under it; also if nothing was to be written, because
+    /// the flight had been closed.
+    fn settled(&self, change: Self::Change);
 }
 
 /// No store: single-flight alone.
 impl<K, V, E> Settle<K, V, E> for () {
     const KEEPS: bool = false;
 
-    fn settle(&self, _: &K, _: &Result<V, LoadError<E>>) {}
+    type Change = ();
+
+    fn prepare(&self, _: &K, _: &mut Result<V, LoadError<E>>) {}
+
+    fn settle(&self, _: &K, (): &mut ()) {}
+
+    fn settled(&self, (): ()) {}
 }
 
 /// What a caller becomes.
@@ -186,7 +201,8 @@ where
         }
     }
 
-    /// Runs `write`, once, while `key` has no flight and none can start, closing the one that is under way.
+    /// Runs `write`, once, while `key` has no flight and none can start, closing the one that is under way. It runs under
+    /// a lock, and must call no code of the user's.
     #[cfg(feature = "cache")]
     pub(crate) fn overrule(&self, key: &K, mut write: impl FnMut()) {
         loop {
@@ -424,16 +440,20 @@ where
     pub(super) fn land(
         &self,
         flight: &Arc<Flight<K, V, E>>,
-        landing: Landing<V, E>,
+        mut landing: Landing<V, E>,
     ) -> Option<Landing<V, E>> {
+        let mut change = match &mut landing {
+            Landing::Done(result) => self.prepare(flight, result),
+            Landing::Abandoned => None,
+        };
         let mut state = flight.state.lock();
         // Before the flight is unlinked: whoever finds no flight finds its places free.
         if std::mem::take(&mut state.unattended) {
             self.leave_unattended();
         }
         if !state.closed {
-            if let Landing::Done(result) = &landing {
-                self.hook.settle(&flight.key, result);
+            if let Some(change) = &mut change {
+                self.hook.settle(&flight.key, change);
             }
             self.close(flight, &mut state);
         }
@@ -447,8 +467,22 @@ where
         let herd = state.waiters.take();
         drop(state);
         herd.wake();
-        self.hook.settled();
+        if let Some(change) = change {
+            self.hook.settled(change);
+        }
         unclaimed
+    }
+
+    /// What the landing writes. If the user's code panics that this takes, so did the load.
+    fn prepare(&self, flight: &Flight<K, V, E>, result: &mut Result<V, LoadError<E>>) -> Option<H::Change> {
+        match catch_unwind(AssertUnwindSafe(|| self.hook.prepare(&flight.key, result))) {
+            Ok(change) => Some(change),
+            Err(payload) => {
+                self.counters.panicked.add();
+                *result = Err(LoadError::Panicked(Panicked::new(payload)));
+                None
+            }
+        }
     }
 
     /// Takes the flight out of the table, by identity; false if it was closed already.

@@ -32,12 +32,20 @@ struct Store {
 }
 
 impl Settle<u8, u64, Infallible> for Store {
-    fn settle(&self, _: &u8, result: &Result<u64, LoadError<Infallible>>) {
-        if let Ok(value) = result {
-            *self.value.lock() = Some(*value);
-            self.landed.lock().unwrap().push(*value);
+    type Change = Option<u64>;
+
+    fn prepare(&self, _: &u8, result: &mut Result<u64, LoadError<Infallible>>) -> Option<u64> {
+        result.as_ref().ok().copied()
+    }
+
+    fn settle(&self, _: &u8, change: &mut Option<u64>) {
+        if let Some(value) = change.take() {
+            *self.value.lock() = Some(value);
+            self.landed.lock().unwrap().push(value);
         }
     }
+
+    fn settled(&self, _: Option<u64>) {}
 }
 
 /// One cache and what is known of its loads.

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
-use super::load::{Own, PageLoad};
+use super::load::{Landing, Own, PageLoad};
 use super::refusal::Refusal;
 use crate::error::LoadError;
-use crate::flight::{Plan, Settle};
+use crate::flight::Plan;
 use crate::http::key::MethodClass;
 
 /// Runs a load outside all flights. What it brings goes where a flight would put it; nobody waits for it.
@@ -41,7 +41,12 @@ where
         }
     })
     .await;
-    let settle = move |landed| guard.shelf().settle(&key, &landed);
+    let settle = move |mut landed: Landing| {
+        let shelf = guard.shelf();
+        let mut change = shelf.landing(&key, landed.as_mut());
+        shelf.make(&key, &mut change);
+        shelf.made(change);
+    };
     let timed_out = matches!(landed, Some(Err(LoadError::TimedOut(_))));
     match landed {
         Some(landed) => settle(landed),
