@@ -55,7 +55,8 @@ impl Drop for Scope {
     fn drop(&mut self) {
         with(|held| held.depth = held.depth.saturating_sub(1));
         // One by one: a destructor may get here again.
-        while let Some(value) = with(|held| if held.depth == 0 { held.values.pop() } else { None }).flatten() {
+        while let Some(value) = with(|held| if held.depth == 0 { held.values.pop() } else { None }).flatten()
+        {
             drop(value);
         }
     }

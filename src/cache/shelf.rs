@@ -87,12 +87,7 @@ where
     pub(crate) fn new(config: ShelfConfig<K, V>) -> Self {
         let departures = config.listener.map(|listener| Arc::new(Departures::new(listener)));
         Self {
-            store: AnyStore::new(
-                config.store,
-                config.capacity,
-                config.weigher.is_some(),
-                departures.clone(),
-            ),
+            store: AnyStore::new(config.store, config.capacity, config.weigher.is_some(), departures.clone()),
             weigher: config.weigher,
             departures,
             generations: Generations::new(),
@@ -258,7 +253,11 @@ where
     }
 
     /// What a landing changes. Of where its arrival goes, only what those who wait are told is left in it.
-    pub(crate) fn landing<E>(&self, key: &K, result: Result<&mut Arrival<K, V>, &mut LoadError<E>>) -> Change<K, V> {
+    pub(crate) fn landing<E>(
+        &self,
+        key: &K,
+        result: Result<&mut Arrival<K, V>, &mut LoadError<E>>,
+    ) -> Change<K, V> {
         let arrival = match result {
             Ok(arrival) => arrival,
             Err(LoadError::Failed(_) | LoadError::Panicked(_) | LoadError::TimedOut(_)) => {
@@ -290,8 +289,8 @@ where
         write.into()
     }
 
-    /// Makes a change, once. Of the user's code nothing runs but the keys' own `Hash` and `Eq`, so it may be done under a
-    /// lock.
+    /// Makes a change, once. It may be done under a lock: of the user's code nothing runs but what stores cannot do
+    /// without, `Hash` and `Eq` of keys and, in moka, a value's `Clone`.
     pub(crate) fn make(&self, key: &K, change: &mut Change<K, V>) {
         match std::mem::replace(&mut change.write, Write::Nothing) {
             Write::Nothing => {}

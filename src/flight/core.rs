@@ -71,8 +71,8 @@ pub(crate) trait Settle<K, V, E>: Send + Sync + 'static {
     /// What is to be written.
     type Change;
 
-    /// Makes ready what a landing writes, before any lock is taken: all that runs code of the user's belongs here. What
-    /// it leaves in the result is what those who wait get.
+    /// Makes ready what a landing writes, before any lock is taken: what runs code of the user's belongs here. What it
+    /// leaves in the result is what those who wait get.
     fn prepare(&self, key: &K, result: &mut Result<V, LoadError<E>>) -> Self::Change;
 
     /// Writes it, under the flight's mutex.
@@ -443,7 +443,9 @@ where
         mut landing: Landing<V, E>,
     ) -> Option<Landing<V, E>> {
         let mut change = match &mut landing {
-            Landing::Done(result) => self.prepare(flight, result),
+            Landing::Done(result) => {
+                self.unless_it_panics(result, |result| self.hook.prepare(&flight.key, result))
+            }
             Landing::Abandoned => None,
         };
         let mut state = flight.state.lock();
@@ -452,8 +454,8 @@ where
             self.leave_unattended();
         }
         if !state.closed {
-            if let Some(change) = &mut change {
-                self.hook.settle(&flight.key, change);
+            if let (Some(change), Landing::Done(result)) = (&mut change, &mut landing) {
+                self.unless_it_panics(result, |_| self.hook.settle(&flight.key, change));
             }
             self.close(flight, &mut state);
         }
@@ -473,16 +475,18 @@ where
         unclaimed
     }
 
-    /// What the landing writes. If the user's code panics that this takes, so did the load.
-    fn prepare(&self, flight: &Flight<K, V, E>, result: &mut Result<V, LoadError<E>>) -> Option<H::Change> {
-        match catch_unwind(AssertUnwindSafe(|| self.hook.prepare(&flight.key, result))) {
-            Ok(change) => Some(change),
-            Err(payload) => {
-                self.counters.panicked.add();
-                *result = Err(LoadError::Panicked(Panicked::new(payload)));
-                None
-            }
-        }
+    /// Code of the user's that is part of keeping a result, such as a value's `Clone`: if it panics, so did the load.
+    fn unless_it_panics<T>(
+        &self,
+        result: &mut Result<V, LoadError<E>>,
+        keep: impl FnOnce(&mut Result<V, LoadError<E>>) -> T,
+    ) -> Option<T> {
+        let kept = catch_unwind(AssertUnwindSafe(|| keep(&mut *result)));
+        kept.map_err(|payload| {
+            self.counters.panicked.add();
+            *result = Err(LoadError::Panicked(Panicked::new(payload)));
+        })
+        .ok()
     }
 
     /// Takes the flight out of the table, by identity; false if it was closed already.

@@ -78,8 +78,7 @@ where
             self.guard.shelf().remove(&page.key);
         }
         let places = self.places(&page, verdict);
-        let bound_for =
-            if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places) };
+        let bound_for = if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places) };
         let value = if is_shared { Reply::Page(page, reader) } else { Reply::Checked(page) };
         Arrival { value, bound_for }
     }

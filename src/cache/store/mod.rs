@@ -38,7 +38,8 @@ pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 /// for, scans of rare keys pass through, or single entries are large. Take `quick_cache` where nearly every call is a
 /// hit on a cache with room to spare, and its cost is what counts.
 ///
-/// All else is the same: freshness, stale windows, tags, weigher and eviction listener.
+/// All else is the same: freshness, stale windows, tags, weigher and eviction listener. Both call a value's `Clone` under
+/// locks: it must not use the cache. Its destructor may.
 ///
 /// Sealed: these are all there are.
 pub trait Store: sealed::Sealed {}
@@ -64,8 +65,6 @@ mod sealed {
 pub struct Moka;
 
 /// The store on [`quick_cache`](https://docs.rs/quick_cache): the cheapest hit; see [`Store`].
-///
-/// The value's `Clone` runs under the lock of a shard, and must not use the cache.
 ///
 /// ```
 /// use stampede_guard::{QuickCache, StampedeCache};

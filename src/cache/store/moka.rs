@@ -25,11 +25,7 @@ where
     K: Key,
     V: Value,
 {
-    pub(super) fn new(
-        capacity: u64,
-        weighs: bool,
-        departures: Option<Arc<Departures<K, V>>>,
-    ) -> Self {
+    pub(super) fn new(capacity: u64, weighs: bool, departures: Option<Arc<Departures<K, V>>>) -> Self {
         let mut cache = Cache::builder().max_capacity(capacity);
         if weighs {
             cache = cache.weigher(|_, kept: &Kept<V>| kept.weight());

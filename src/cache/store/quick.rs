@@ -68,11 +68,7 @@ where
     K: Key,
     V: Value,
 {
-    pub(super) fn new(
-        capacity: u64,
-        weighs: bool,
-        departures: Option<Arc<Departures<K, V>>>,
-    ) -> Self {
+    pub(super) fn new(capacity: u64, weighs: bool, departures: Option<Arc<Departures<K, V>>>) -> Self {
         let entries = if weighs { capacity.min(WEIGHED_ENTRIES) } else { capacity };
         let options = OptionsBuilder::new()
             .weight_capacity(capacity)
