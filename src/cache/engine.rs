@@ -328,7 +328,7 @@ where
             let own = loaded.tags.iter().map(mark_of);
             Some(kept.into_iter().flat_map(|tags| tags.iter().copied()).chain(own).collect())
         };
-        Destination::Shelf(Storing { tags, ..Storing::new(life, cost, born) })
+        Destination::Shelf(Box::new(Storing { tags, ..Storing::new(life, cost, born) }))
     }
 }
 

@@ -52,8 +52,8 @@ pub(crate) enum Destination<K, V> {
     /// It is for those who wait alone, and voids what the shelf has.
     WaitersOnly,
     /// Under the flight's key.
-    Shelf(Storing),
-    /// Under these keys, each with the value that goes there.
+    Shelf(Box<Storing>),
+    /// Under these keys, each with the value that goes there; the last is the arrival's own.
     #[cfg_attr(not(feature = "layer"), allow(dead_code))]
     Shelves(Vec<(K, V, Storing)>),
     /// It has landed, wherever it was bound for.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::departures::{Departures, EvictionListener};
-use super::entry::{Arrival, Destination, Entry, Receipt, Storing};
+use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::Generations;
 use super::store::{AnyStore, Kept, StoreKind, Weigher};
 #[cfg(feature = "redis")]
@@ -277,13 +277,15 @@ where
                 Write::Put(key, kept)
             }
             Destination::Shelves(places) => {
-                let places = std::mem::take(places).into_iter();
-                arrival.bound_for = Destination::Landed(Receipt::default());
+                let places = std::mem::take(places);
+                // The last is the value's own.
+                let receipt = places.last().map(|(_, _, storing)| storing.receipt()).unwrap_or_default();
+                arrival.bound_for = Destination::Landed(receipt);
                 let keep = |(key, value, storing): (K, V, Storing)| {
                     let kept = self.entry(&key, value, &storing);
                     (key, kept)
                 };
-                Write::PutAll(places.map(keep).collect())
+                Write::PutAll(places.into_iter().map(keep).collect())
             }
         };
         write.into()

@@ -4,6 +4,8 @@
 //! orders everything that happens to it; a shard's lock is only ever taken inside it, never around it.
 
 use std::borrow::Borrow;
+#[cfg(feature = "layer")]
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -97,8 +99,9 @@ impl<K, V, E> Settle<K, V, E> for () {
 }
 
 /// What a caller becomes.
-pub(super) enum Boarding<K, V, E> {
-    Leads(Hold<K, V, E>),
+pub(super) enum Boarding<K, V, E, P> {
+    /// With the plan that it brought.
+    Leads(Hold<K, V, E>, P),
     Waits(Arc<Flight<K, V, E>>, u32),
     Refused(LoadError<E>),
 }
@@ -218,15 +221,15 @@ where
         }
     }
 
-    /// Joins the key's flight or starts one. Only a leader's key is taken.
-    pub(super) fn board<S>(&self, source: &mut Option<S>, waker: &Waker) -> Boarding<K, V, E>
+    /// Joins the key's flight or starts one. Only what a leader brought is taken.
+    pub(super) fn board<S, P>(&self, brought: &mut Option<(S, P)>, waker: &Waker) -> Boarding<K, V, E, P>
     where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
         loop {
             let boarded = self.look(
-                source,
+                brought,
                 || self.admit(),
                 |key, place| {
                     if H::KEEPS {
@@ -238,9 +241,9 @@ where
                 },
             );
             let found = match boarded {
-                Boarded::Led(hold) => return Boarding::Leads(hold),
+                Boarded::Led(hold, plan) => return Boarding::Leads(hold, plan),
                 Boarded::Found(found) => found,
-                Boarded::Refused if source.is_none() => return Boarding::Refused(LoadError::Cancelled),
+                Boarded::Refused if brought.is_none() => return Boarding::Refused(LoadError::Cancelled),
                 Boarded::Refused => {
                     self.counters.overloaded.add();
                     let max = self.config.max_in_flight;
@@ -256,17 +259,17 @@ where
     }
 
     /// The key's flight, or a new one.
-    fn look<S>(
+    fn look<S, P>(
         &self,
-        source: &mut Option<S>,
+        brought: &mut Option<(S, P)>,
         admitted: impl FnOnce() -> bool,
         make: impl FnOnce(K, Place) -> (Linked<K, V, E>, Hold<K, V, E>),
-    ) -> Boarded<K, V, E>
+    ) -> Boarded<K, V, E, P>
     where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
-        let Some(given) = source.as_ref() else { return Boarded::Refused };
+        let Some((given, _)) = brought.as_ref() else { return Boarded::Refused };
         let hash = self.table.hash(given.query());
         let mut key = None;
         if !S::OWNED {
@@ -277,12 +280,12 @@ where
             }
             key = Some(given.to_key());
         }
-        self.table.board(hash, source, key, admitted, make)
+        self.table.board(hash, brought, key, admitted, make)
     }
 
     /// Joins the key's flight if there is one.
     #[cfg(feature = "layer")]
-    pub(super) fn board_existing<Q>(&self, key: &Q, waker: &Waker) -> Option<Boarding<K, V, E>>
+    pub(super) fn board_existing<Q>(&self, key: &Q, waker: &Waker) -> Option<Boarding<K, V, E, Infallible>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -308,7 +311,7 @@ where
             return None;
         }
         let boarded = self.look(
-            &mut Some(source),
+            &mut Some((source, ())),
             || self.admit_unattended(),
             |key, place| {
                 let flight = Flight::unattended(key, place);
@@ -316,7 +319,7 @@ where
             },
         );
         match boarded {
-            Boarded::Led(Hold::Flight(flight)) => Some(flight),
+            Boarded::Led(Hold::Flight(flight), ()) => Some(flight),
             _ => None,
         }
     }

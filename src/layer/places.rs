@@ -58,7 +58,7 @@ where
     /// Each client runs its own request, and for a while nobody waits to find that out again.
     pub(super) fn private(&self) -> PageArrival {
         let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None);
-        Arrival { value: Reply::Private, bound_for: Destination::Shelf(storing) }
+        Arrival { value: Reply::Private, bound_for: Destination::Shelf(Box::new(storing)) }
     }
 
     /// Where a page goes whose body is there, or is read by all as it comes.

@@ -8,9 +8,9 @@ use std::convert::Infallible;
 type Numbers = Flights<u64, u64, Infallible, ()>;
 
 fn lead(flights: &Numbers, key: u64) -> Arc<Flight<u64, u64, Infallible>> {
-    match flights.board(&mut Some(Owned(key)), Waker::noop()) {
-        Boarding::Leads(Hold::Flight(flight)) => flight,
-        Boarding::Leads(Hold::Entry(place)) => flights.table.go_on(place, &mut None),
+    match flights.board(&mut Some((Owned(key), ())), Waker::noop()) {
+        Boarding::Leads(Hold::Flight(flight), ()) => flight,
+        Boarding::Leads(Hold::Entry(place), ()) => flights.table.go_on(place, &mut None),
         _ => panic!("{key} is in flight"),
     }
 }
@@ -87,8 +87,8 @@ fn only_a_flight_that_is_still_linked_is_stored() {
         }
     }
     let flights = Flights::new(FlightConfig::default(), Store::default());
-    let lead = || match flights.board(&mut Some(Owned(1)), Waker::noop()) {
-        Boarding::Leads(Hold::Flight(flight)) => flight,
+    let lead = || match flights.board(&mut Some((Owned(1), ())), Waker::noop()) {
+        Boarding::Leads(Hold::Flight(flight), ()) => flight,
         _ => panic!("is in flight"),
     };
     let forgotten = lead();
