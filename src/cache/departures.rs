@@ -41,8 +41,10 @@ pub(crate) type EvictionListener<K, V> = Box<dyn Fn(Arc<K>, V, EvictionCause) + 
 /// What a store writes down where locks are held, and the listener hears where none is.
 pub(super) struct Departures<K, V> {
     listener: EvictionListener<K, V>,
-    queue: Mutex<Vec<(Arc<K>, Kept<V>, EvictionCause)>>,
+    queue: Mutex<Vec<Departure<K, V>>>,
 }
+
+type Departure<K, V> = (Arc<K>, Kept<V>, EvictionCause);
 
 impl<K, V> Departures<K, V> {
     pub(super) fn new(listener: EvictionListener<K, V>) -> Self {

@@ -178,12 +178,13 @@ where
     }
 
     /// Stores `value` as of now.
+    #[cfg(feature = "layer")]
     pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
         let kept = self.entry(&key, value, storing);
         self.store.insert(key, kept);
     }
 
-    /// [`put`](Self::put), made ready.
+    /// What stores `value` as of now.
     pub(crate) fn putting(&self, key: K, value: V, storing: &Storing) -> Change<K, V> {
         let kept = self.entry(&key, value, storing);
         Write::Put(key, kept).into()

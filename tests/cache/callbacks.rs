@@ -105,8 +105,8 @@ impl Test {
     }
 
     /// Has a value under `key` that is past its freshness.
-    async fn has_old(&self, key: u64) {
-        let _ = self.cache().invalidate(&key);
+    fn has_old(&self, key: u64) {
+        drop(self.cache().invalidate(&key));
         self.cache().insert(key, self.value(key));
         self.clock.advance(TTL);
     }
@@ -174,7 +174,7 @@ fn values_may_use_the_cache_as_a_load_is_overruled() {
         |builder| builder,
         async |test| {
             let cache = test.cache();
-            let has = async || test.has_old(1).await;
+            let has = async || test.has_old(1);
             test.calls("inserted over", has, async || {
                 let (sender, call) = test.loading(1).await;
                 cache.insert(1, test.quiet(1));
@@ -198,7 +198,7 @@ fn values_may_use_the_cache_as_a_load_lands() {
     with_callers(
         |builder| builder,
         async |test| {
-            let has = async || test.has_old(1).await;
+            let has = async || test.has_old(1);
             test.calls("over a dead value", has, async || test.load(test.quiet(1)).await).await;
             test.calls("for many", has, async || {
                 let (sender, call) = test.loading(1).await;
@@ -234,7 +234,7 @@ fn values_may_use_the_cache_as_they_expire() {
     with_callers(
         |builder| builder.stale_while_revalidate(TTL).stale_if_error(TTL * 2),
         async |test| {
-            let has = async || test.has_old(1).await;
+            let has = async || test.has_old(1);
             test.calls("refreshed", has, async || {
                 test.load(test.quiet(1)).await;
                 assert!(test.cache().stats().refreshes > 0);
@@ -245,7 +245,7 @@ fn values_may_use_the_cache_as_they_expire() {
             })
             .await;
             let is_older = async || {
-                test.has_old(1).await;
+                test.has_old(1);
                 test.clock.advance(TTL);
             };
             test.calls("a load failed", is_older, async || {
@@ -348,7 +348,7 @@ fn a_value_that_cannot_be_cloned_holds_nobody_up() {
             other => panic!("{other:?}"),
         }
         assert!(cache.stats().flights.panicked > 0);
-        let _ = cache.invalidate(&1);
+        drop(cache.invalidate(&1));
     }
     assert!(matches!(load(100), Poll::Ready(Ok(()))));
     assert!(cache.get(&1).is_some());
