@@ -2,7 +2,7 @@
 //!
 //! What a store pushes out may be the last copy of a user's value, whose destructor may use the very cache it leaves.
 //! A store drops when and where it likes, inside locks of its own and of the flights', so its entries hand their values
-//! to [`dispose`], and whoever takes such a lock has [`hold`] put them off until it has been given back.
+//! to [`dispose`], and whoever takes such a lock has [`hold_for`] put them off until it has been given back.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -46,9 +46,15 @@ fn with<T>(change: impl FnOnce(&mut Held) -> T) -> Option<T> {
 #[must_use = "it ends when it is dropped"]
 pub(crate) struct Scope(());
 
-pub(crate) fn hold() -> Scope {
+fn hold() -> Scope {
     with(|held| held.depth += 1);
     Scope(())
+}
+
+/// [`hold`], where there are values of this type whose destructors matter.
+#[inline]
+pub(crate) fn hold_for<V>() -> Option<Scope> {
+    std::mem::needs_drop::<V>().then(hold)
 }
 
 impl Drop for Scope {

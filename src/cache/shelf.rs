@@ -49,7 +49,7 @@ pub(crate) struct ShelfConfig<K, V> {
 /// the shelf is dropped after it.
 pub(crate) struct Change<K, V> {
     write: Write<K, V>,
-    _scope: deferred::Scope,
+    _scope: Option<deferred::Scope>,
 }
 
 enum Write<K, V> {
@@ -69,7 +69,7 @@ impl<K, V> Change<K, V> {
 
 impl<K, V> From<Write<K, V>> for Change<K, V> {
     fn from(write: Write<K, V>) -> Self {
-        Self { write, _scope: deferred::hold() }
+        Self { write, _scope: deferred::hold_for::<V>() }
     }
 }
 

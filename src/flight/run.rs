@@ -207,6 +207,7 @@ where
     E: Fault,
     H: Settle<K, V, E>,
 {
+    #[inline]
     fn drop(&mut self) {
         if let Some(flight) = self.seat.take() {
             self.flights.leave(&flight, self.slot);

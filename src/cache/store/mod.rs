@@ -116,7 +116,7 @@ pub(super) enum AnyStore<K, V> {
 /// under locks of their own.
 macro_rules! either {
     ($any:expr, $store:ident => $call:expr) => {{
-        let _scope = std::mem::needs_drop::<V>().then(deferred::hold);
+        let _scope = deferred::hold_for::<V>();
         match $any {
             AnyStore::Moka($store) => $call,
             #[cfg(feature = "quick-cache")]
