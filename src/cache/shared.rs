@@ -270,7 +270,7 @@ where
     fn arrival(&self, opened: Opened<V>, value: &SharedValue, born: Born, outcome: Outcome) -> Arrival<K, V> {
         let life = capped(rest_of(value), self.cap());
         let shared = Some(Stamp { token: value.token, outcome: Some(outcome) });
-let storing = Storing { shared, tags: opened.marks, ..Storing::new(life, value.cost, born) };
+        let storing = Storing { shared, tags: opened.marks, ..Storing::new(life, value.cost, born) };
         Arrival { value: opened.value, bound_for: Destination::Shelf(Box::new(storing)) }
     }
 
