@@ -4,12 +4,14 @@
 //! It counts itself: under callgrind it makes one kind of call a number of times, and the difference of two runs
 //! that differ in length alone is what a call takes. Without `--bench` each call is made a few times, uncounted.
 
+use std::convert::Infallible;
 use std::hint::black_box;
+use std::pin::Pin;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use stampede_guard::{SingleFlight, StampedeCache};
+use stampede_guard::{LoadError, SingleFlight, StampedeCache};
 
 const KEYS: u64 = 1_000;
 const CAPACITY: u64 = 10_000;
@@ -27,17 +29,28 @@ struct Budget {
 }
 
 /// With all features on: the metrics facade is in each call.
-const BUDGETS: [Budget; 5] = [
+const BUDGETS: [Budget; 6] = [
     Budget { of: "hit: get_or_load", factor: 1.0, over: "hit: moka get", more: 200.0 },
-    Budget { of: "hit: get", factor: 1.0, over: "hit: moka get", more: 60.0 },
+    Budget { of: "hit: get", factor: 1.0, over: "hit: moka get", more: 20.0 },
     Budget {
         of: "hit by reference: get_or_load_ref",
         factor: 1.0,
         over: "hit by reference: moka get",
-        more: 200.0,
+        more: 150.0,
     },
-    Budget { of: "miss: SingleFlight", factor: 0.3, over: "miss: moka get, insert", more: 0.0 },
+    Budget {
+        of: "miss: SingleFlight",
+        factor: 4.75,
+        over: "floor: sharded map, insert and remove",
+        more: 0.0,
+    },
     Budget { of: "miss: get_or_load", factor: 2.0, over: "miss: moka get, insert", more: 0.0 },
+    Budget {
+        of: "herd: a follower of get_or_load",
+        factor: 2.5,
+        over: "herd: a follower of SingleFlight",
+        more: 0.0,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -81,6 +94,7 @@ fn count(case: &str) -> f64 {
             .output()
             .expect("valgrind, which scripts/budgets installs");
         let said = String::from_utf8_lossy(&counted.stderr);
+        assert!(counted.status.success(), "{case}: {said}");
         let collected = said.lines().find_map(|line| line.split("Collected : ").nth(1));
         collected.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("no count in: {said}"))
     };
@@ -103,6 +117,30 @@ fn cache<K: std::hash::Hash + Eq + Clone + Send + Sync + 'static>() -> StampedeC
 fn ready<T>(call: impl Future<Output = T>) -> T {
     call.now_or_never().expect("nothing to wait for")
 }
+
+/// A load that is over when it is told, and everyone who waited for it by then.
+fn herd<F: Future<Output = Result<u64, LoadError<Infallible>>>>(
+    followers: u64,
+    call: impl Fn(Box<dyn FnOnce() -> Load>) -> F,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let (end, ended) = tokio::sync::oneshot::channel();
+    runtime.block_on(async {
+        let load: Load = Box::pin(async { Ok(ended.await.unwrap_or(0)) });
+        let mut calls = vec![Box::pin(call(Box::new(move || load)))];
+        calls
+            .extend((0..followers).map(|_| Box::pin(call(Box::new(|| unreachable!("a load is under way"))))));
+        for call in &mut calls {
+            assert!(call.as_mut().now_or_never().is_none());
+        }
+        let _ = end.send(1);
+        for call in calls {
+            assert_eq!(black_box(call.await).expect("a value"), 1);
+        }
+    });
+}
+
+type Load = Pin<Box<dyn Future<Output = Result<u64, Infallible>> + Send>>;
 
 fn run(case: &str, times: u64) {
     let texts: Vec<_> = (0..KEYS).map(text).collect();
@@ -145,6 +183,21 @@ fn run(case: &str, times: u64) {
                     cache.insert(key, key);
                 }
             }
+        }
+        "floor: sharded map, insert and remove" => {
+            let map = dashmap::DashMap::with_hasher(ahash::RandomState::new());
+            for key in 0..times {
+                black_box(&map).insert(black_box(key), key);
+                black_box(map.remove(&key));
+            }
+        }
+        "herd: a follower of SingleFlight" => {
+            let flights: SingleFlight<u64, u64> = SingleFlight::new();
+            herd(times, |load| flights.run(1, load));
+        }
+        "herd: a follower of get_or_load" => {
+            let cache = cache();
+            herd(times, |load| cache.get_or_load(1, load));
         }
         "miss: SingleFlight" => {
             let flights: SingleFlight<u64, u64> = SingleFlight::new();

@@ -87,6 +87,8 @@ mod clock;
 mod codec;
 #[cfg(feature = "redis")]
 mod coordinate;
+#[cfg(feature = "cache")]
+mod deferred;
 mod error;
 #[cfg(feature = "cache")]
 mod event;

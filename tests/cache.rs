@@ -6,6 +6,7 @@
 mod moka {
     use stampede_guard::Moka as Tested;
 
+    mod callbacks;
     mod promises;
 }
 
@@ -14,5 +15,6 @@ mod moka {
 mod quick_cache {
     use stampede_guard::QuickCache as Tested;
 
+    mod callbacks;
     mod promises;
 }

@@ -31,3 +31,17 @@ fn a_hit_allocates_nothing(store: impl Store) {
     let measured = allocation_counter::measure(|| (0..10_000).for_each(|_| hit()));
     assert_eq!(measured.count_total, 0);
 }
+
+#[test]
+fn a_caller_is_as_small_as_its_loader_and_key_allow() {
+    let cache: StampedeCache<u64, u64> = StampedeCache::builder().build().unwrap();
+    // Where instances share a tier, one more word says what to ask them.
+    let most = if cfg!(feature = "redis") { 72 } else { 64 };
+    let own = [7_u8; 64];
+    for (call, size) in [
+        (size_of_val(&cache.get_or_load(1, || async { Ok(2) })), 0),
+        (size_of_val(&cache.get_or_load(1, move || async move { Ok(own.len() as u64) })), size_of_val(&own)),
+    ] {
+        assert!(call <= most + size, "{call} bytes around a closure of {size}");
+    }
+}

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use stampede_guard::{
-    Fetched, LoadContext, LoadError, Loaded, ManualClock, Outcome, StaleReason, StampedeCache,
+    Fetched, LoadContext, LoadError, Loaded, ManualClock, Moka, Outcome, StaleReason, StampedeCache, Store,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -237,9 +237,10 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(store: impl Store) -> Self {
         let clock = ManualClock::new();
         let cache = StampedeCache::builder()
+            .store(store)
             .ttl(TTL)
             .jitter(0.0)
             .stale_while_revalidate(WHILE_REVALIDATE)
@@ -629,10 +630,20 @@ fn quiet_loads() {
 
 #[test]
 fn random_steps_agree_with_the_model() {
+    agrees_with_the_model(Moka);
+}
+
+#[cfg(feature = "quick-cache")]
+#[test]
+fn random_steps_agree_with_the_model_over_quick_cache() {
+    agrees_with_the_model(stampede_guard::QuickCache);
+}
+
+fn agrees_with_the_model(store: impl Store + Copy) {
     quiet_loads();
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(steps in proptest::collection::vec(step(), 1..200))| {
-        let mut world = World::new();
+        let mut world = World::new(store);
         for step in &steps {
             world.step(step);
         }

@@ -236,7 +236,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
 
     /// What an entry counts towards the capacity, say its size in bytes. Default: 1 each.
     ///
-    /// It runs inside the cache, which it must not call.
+    /// It runs each time a value is about to be stored, under no lock: it may use the cache.
     pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u32 + Send + Sync + 'static) -> Self {
         self.weigher = Some(Box::new(weigher));
         self

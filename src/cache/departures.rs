@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::store::Kept;
 use crate::sync::Mutex;
 
 /// Why an entry left the cache.
@@ -40,16 +41,18 @@ pub(crate) type EvictionListener<K, V> = Box<dyn Fn(Arc<K>, V, EvictionCause) + 
 /// What a store writes down where locks are held, and the listener hears where none is.
 pub(super) struct Departures<K, V> {
     listener: EvictionListener<K, V>,
-    queue: Mutex<Vec<(Arc<K>, V, EvictionCause)>>,
+    queue: Mutex<Vec<Departure<K, V>>>,
 }
+
+type Departure<K, V> = (Arc<K>, Kept<V>, EvictionCause);
 
 impl<K, V> Departures<K, V> {
     pub(super) fn new(listener: EvictionListener<K, V>) -> Self {
         Self { listener, queue: Mutex::new(Vec::new()) }
     }
 
-    pub(super) fn note(&self, key: Arc<K>, value: V, cause: EvictionCause) {
-        self.queue.lock().push((key, value, cause));
+    pub(super) fn note(&self, key: Arc<K>, kept: Kept<V>, cause: EvictionCause) {
+        self.queue.lock().push((key, kept, cause));
     }
 
     /// Tells the listener what left. Never called under a lock.
@@ -59,8 +62,10 @@ impl<K, V> Departures<K, V> {
             if batch.is_empty() {
                 return;
             }
-            for (key, value, cause) in batch {
-                (self.listener)(key, value, cause);
+            for (key, kept, cause) in batch {
+                if let Some(value) = kept.into_value() {
+                    (self.listener)(key, value, cause);
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use super::generations::{Born, Mark, mark_of};
 use super::loaded::{LoadContext, Loaded};
 #[cfg(feature = "redis")]
 use super::shared::{Errand, Gate, Shared};
-use super::shelf::Shelf;
+use super::shelf::{Change, Shelf};
 use super::stats::Counters;
 use crate::error::{LoadError, MAX_DURATION};
 use crate::event;
@@ -328,7 +328,7 @@ where
             let own = loaded.tags.iter().map(mark_of);
             Some(kept.into_iter().flat_map(|tags| tags.iter().copied()).chain(own).collect())
         };
-        Destination::Shelf(Storing { tags, ..Storing::new(life, cost, born) })
+        Destination::Shelf(Box::new(Storing { tags, ..Storing::new(life, cost, born) }))
     }
 }
 
@@ -382,15 +382,21 @@ where
     V: Value,
     E: Fault,
 {
-    fn settle(&self, key: &K, result: &Result<CacheLanding<K, V>, LoadError<E>>) {
+    type Change = Change<K, V>;
+
+    fn prepare(&self, key: &K, result: &mut Result<CacheLanding<K, V>, LoadError<E>>) -> Change<K, V> {
         match result {
-            Ok(Some(arrival)) => self.shelf.land(key, Ok::<_, &LoadError<E>>(arrival)),
-            Ok(None) => self.shelf.remove(key),
-            Err(error) => self.shelf.land(key, Err(error)),
+            Ok(Some(arrival)) => self.shelf.landing(key, Ok::<_, &mut LoadError<E>>(arrival)),
+            Ok(None) => Change::removal(),
+            Err(error) => self.shelf.landing(key, Err(error)),
         }
     }
 
-    fn settled(&self) {
-        self.shelf.announce();
+    fn settle(&self, key: &K, change: &mut Change<K, V>) {
+        self.shelf.make(key, change);
+    }
+
+    fn settled(&self, change: Change<K, V>) {
+        self.shelf.made(change);
     }
 }

@@ -32,7 +32,8 @@ struct More {
     token: Token,
 }
 
-/// What a flight brings: a value, and where it goes.
+/// What a flight brings: a value, and where it goes. Once it has landed, those who wait get a copy each, so by then
+/// it is small.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival<K, V> {
     pub(crate) value: V,
@@ -51,10 +52,23 @@ pub(crate) enum Destination<K, V> {
     /// It is for those who wait alone, and voids what the shelf has.
     WaitersOnly,
     /// Under the flight's key.
-    Shelf(Storing),
-    /// Under these keys, each with the value that goes there.
+    Shelf(Box<Storing>),
+    /// Under these keys, each with the value that goes there; the last is the arrival's own.
     #[cfg_attr(not(feature = "layer"), allow(dead_code))]
-    Shelves(Arc<[(K, V, Storing)]>),
+    Shelves(Vec<(K, V, Storing)>),
+    /// It has landed, wherever it was bound for.
+    Landed(Receipt),
+}
+
+/// What those who waited for a value are told of its load.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Receipt {
+    /// With its tags, says what voids it.
+    pub(crate) born: Born,
+    pub(crate) tags: Option<Arc<[Mark]>>,
+    /// How the flight came by it, if not by its own load.
+    #[cfg(feature = "redis")]
+    pub(crate) outcome: Option<Outcome>,
 }
 
 /// How a value is stored.
@@ -91,6 +105,15 @@ impl Storing {
             jitter: None,
             #[cfg(feature = "redis")]
             shared: None,
+        }
+    }
+
+    pub(super) fn receipt(&self) -> Receipt {
+        Receipt {
+            born: self.born,
+            tags: self.tags.clone(),
+            #[cfg(feature = "redis")]
+            outcome: self.shared.and_then(|stamp| stamp.outcome),
         }
     }
 

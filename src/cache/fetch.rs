@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
 use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, refresh};
-use super::entry::{Arrival, Destination, Entry};
 #[cfg(feature = "redis")]
-use super::entry::{Stamp, Storing};
+use super::entry::Receipt;
+use super::entry::{Arrival, Destination, Entry};
 use super::generations::Born;
 use crate::clock::Tick;
 use crate::error::LoadError;
@@ -184,8 +184,8 @@ where
 
     /// True if what landed began before an invalidation that this call, of the time `mine`, came after.
     fn is_void(&self, mine: Born, arrival: &Arrival<K, V>) -> bool {
-        let Destination::Shelf(storing) = &arrival.bound_for else { return false };
-        self.engine().shelf.generations.is_void_for(mine, storing.born, storing.tags.as_deref())
+        let Destination::Landed(load) = &arrival.bound_for else { return false };
+        self.engine().shelf.generations.is_void_for(mine, load.born, load.tags.as_deref())
     }
 
     #[inline(never)]
@@ -229,12 +229,11 @@ where
                 let outcome = match (bound_for, role) {
                     (Destination::Nowhere, Role::Leader) => Outcome::Hit,
                     #[cfg(feature = "redis")]
-                    (
-                        Destination::Shelf(Storing {
-                            shared: Some(Stamp { outcome: Some(from), .. }), ..
-                        }),
-                        role,
-                    ) if role == Role::Leader || matches!(from, Outcome::Stale { .. }) => from,
+                    (Destination::Landed(Receipt { outcome: Some(from), .. }), role)
+                        if role == Role::Leader || matches!(from, Outcome::Stale { .. }) =>
+                    {
+                        from
+                    }
                     (_, Role::Leader) => Outcome::Loaded,
                     (_, Role::Follower) => Outcome::Coalesced,
                 };

@@ -271,7 +271,7 @@ where
         let life = capped(rest_of(value), self.cap());
         let shared = Some(Stamp { token: value.token, outcome: Some(outcome) });
         let storing = Storing { shared, tags: opened.marks, ..Storing::new(life, value.cost, born) };
-        Arrival { value: opened.value, bound_for: Destination::Shelf(storing) }
+        Arrival { value: opened.value, bound_for: Destination::Shelf(Box::new(storing)) }
     }
 
     fn cap(&self) -> Duration {

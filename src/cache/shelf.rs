@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::departures::{Departures, EvictionListener};
 use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::Generations;
-use super::store::{AnyStore, StoreKind, Weigher};
+use super::store::{AnyStore, Kept, StoreKind, Weigher};
 #[cfg(feature = "redis")]
 use crate::clock::Tick;
 use crate::clock::Timeline;
+use crate::deferred;
 use crate::error::LoadError;
 use crate::flight::{Fault, Key, Settle, Value};
 #[cfg(feature = "redis")]
@@ -23,6 +24,7 @@ use crate::rng::Random;
 
 pub(crate) struct Shelf<K, V> {
     store: AnyStore<K, V>,
+    weigher: Option<Weigher<K, V>>,
     departures: Option<Arc<Departures<K, V>>>,
     pub(crate) generations: Generations,
     pub(crate) timeline: Timeline,
@@ -43,6 +45,34 @@ pub(crate) struct ShelfConfig<K, V> {
     pub(crate) early: Option<EarlyRefresh>,
 }
 
+/// What is to change on the shelf, made ready where no lock is held: values have been cloned and weighed. What leaves
+/// the shelf is dropped after it.
+pub(crate) struct Change<K, V> {
+    write: Write<K, V>,
+    _scope: Option<deferred::Scope>,
+}
+
+enum Write<K, V> {
+    Nothing,
+    Remove,
+    Put(K, Kept<V>),
+    PutBack(K, Kept<V>),
+    PutAll(Vec<(K, Kept<V>)>),
+}
+
+impl<K, V> Change<K, V> {
+    /// The key's value goes.
+    pub(super) fn removal() -> Self {
+        Write::Remove.into()
+    }
+}
+
+impl<K, V> From<Write<K, V>> for Change<K, V> {
+    fn from(write: Write<K, V>) -> Self {
+        Self { write, _scope: deferred::hold_for::<V>() }
+    }
+}
+
 impl<K, V> fmt::Debug for Shelf<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shelf").field("timeline", &self.timeline).finish_non_exhaustive()
@@ -57,7 +87,8 @@ where
     pub(crate) fn new(config: ShelfConfig<K, V>) -> Self {
         let departures = config.listener.map(|listener| Arc::new(Departures::new(listener)));
         Self {
-            store: AnyStore::new(config.store, config.capacity, config.weigher, departures.clone()),
+            store: AnyStore::new(config.store, config.capacity, config.weigher.is_some(), departures.clone()),
+            weigher: config.weigher,
             departures,
             generations: Generations::new(),
             timeline: config.timeline,
@@ -147,18 +178,41 @@ where
     }
 
     /// Stores `value` as of now.
+    #[cfg(feature = "layer")]
     pub(crate) fn put(&self, key: K, value: V, storing: &Storing) {
+        let kept = self.entry(&key, value, storing);
+        self.store.insert(key, kept);
+    }
+
+    /// What stores `value` as of now.
+    pub(crate) fn putting(&self, key: K, value: V, storing: &Storing) -> Change<K, V> {
+        let kept = self.entry(&key, value, storing);
+        Write::Put(key, kept).into()
+    }
+
+    fn entry(&self, key: &K, value: V, storing: &Storing) -> Kept<V> {
         let (now, random) = (self.timeline.now(), self.random.unit());
         let jitter = if storing.is_jittered() { storing.jitter.unwrap_or(self.jitter) } else { 0.0 };
         let times = Times::new(now, &storing.life, jitter, random, storing.cost);
-        self.store.insert(key, Entry::new(value, times, &self.timeline, storing, self.early.is_none()));
+        self.weighed(key, Entry::new(value, times, &self.timeline, storing, self.early.is_none()))
+    }
+
+    fn weighed(&self, key: &K, entry: Entry<V>) -> Kept<V> {
+        let weight = self.weigher.as_ref().map_or(1, |weigher| weigher(key, &entry.value));
+        Kept::new(entry, weight)
     }
 
     /// Stores `entry` again, whose replacement came to nothing, and puts off the next load of its key. Nothing has
     /// left the cache, so the listener is not told.
-    pub(crate) fn put_back(&self, key: K, mut entry: Entry<V>) {
+    #[cfg(feature = "layer")]
+    pub(crate) fn put_back(&self, key: K, entry: Entry<V>) {
+        let kept = self.put_off(&key, entry);
+        self.store.rewrite(key, kept);
+    }
+
+    fn put_off(&self, key: &K, mut entry: Entry<V>) -> Kept<V> {
         entry.map_times(|times| times.failed(self.timeline.now(), self.random.unit()));
-        self.store.rewrite(key, entry);
+        self.weighed(key, entry)
     }
 
     pub(crate) fn remove<Q>(&self, key: &Q)
@@ -183,11 +237,12 @@ where
     }
 
     /// Puts off the next load of `key`, if there is a value to serve meanwhile.
-    fn back_off(&self, key: &K) {
-        if let Some(entry) = self.find(key)
-            && entry.times().is_some_and(|times| !times.is_dead(self.timeline.now()))
-        {
-            self.put_back(key.clone(), entry);
+    fn backing_off(&self, key: &K) -> Write<K, V> {
+        match self.find(key) {
+            Some(entry) if entry.times().is_some_and(|times| !times.is_dead(self.timeline.now())) => {
+                Write::PutBack(key.clone(), self.put_off(key, entry))
+            }
+            _ => Write::Nothing,
         }
     }
 
@@ -198,24 +253,79 @@ where
         }
     }
 
-    pub(super) fn land<E>(&self, key: &K, result: Result<&Arrival<K, V>, &LoadError<E>>) {
+    /// What a landing changes. Of where its arrival goes, only what those who wait are told is left in it.
+    pub(crate) fn landing<E>(
+        &self,
+        key: &K,
+        result: Result<&mut Arrival<K, V>, &mut LoadError<E>>,
+    ) -> Change<K, V> {
         let arrival = match result {
             Ok(arrival) => arrival,
             Err(LoadError::Failed(_) | LoadError::Panicked(_) | LoadError::TimedOut(_)) => {
-                return self.back_off(key);
+                return self.backing_off(key).into();
             }
-            Err(_) => return,
+            Err(_) => return Write::Nothing.into(),
         };
-        match &arrival.bound_for {
-            Destination::Nowhere | Destination::BackingOff { .. } => {}
-            Destination::WaitersOnly => self.remove(key),
-            Destination::Shelf(storing) => self.put(key.clone(), arrival.value.clone(), storing),
+        let write = match &mut arrival.bound_for {
+            Destination::Nowhere | Destination::BackingOff { .. } | Destination::Landed(_) => {
+                return Write::Nothing.into();
+            }
+            Destination::WaitersOnly => return Write::Remove.into(),
+            Destination::Shelf(storing) => {
+                let (key, value) = (key.clone(), arrival.value.clone());
+                let kept = self.entry(&key, value, storing);
+                arrival.bound_for = Destination::Landed(storing.receipt());
+                Write::Put(key, kept)
+            }
             Destination::Shelves(places) => {
-                for (key, value, storing) in places.iter() {
-                    self.put(key.clone(), value.clone(), storing);
+                let places = std::mem::take(places);
+                // The last is the value's own.
+                let receipt = places.last().map(|(_, _, storing)| storing.receipt()).unwrap_or_default();
+                arrival.bound_for = Destination::Landed(receipt);
+                let keep = |(key, value, storing): (K, V, Storing)| {
+                    let kept = self.entry(&key, value, &storing);
+                    (key, kept)
+                };
+                Write::PutAll(places.into_iter().map(keep).collect())
+            }
+        };
+        write.into()
+    }
+
+    /// Makes a change, once. It may be done under a lock: of the user's code nothing runs but what stores cannot do
+    /// without, `Hash` and `Eq` of keys and, in moka, a value's `Clone`.
+    pub(crate) fn make(&self, key: &K, change: &mut Change<K, V>) {
+        match std::mem::replace(&mut change.write, Write::Nothing) {
+            Write::Nothing => {}
+            Write::Remove => self.remove(key),
+            Write::Put(key, kept) => self.store.insert(key, kept),
+            Write::PutBack(key, kept) => self.store.rewrite(key, kept),
+            Write::PutAll(places) => {
+                for (key, kept) in places {
+                    self.store.insert(key, kept);
                 }
             }
         }
+    }
+
+    /// A change has been made, or was not to be, and no lock is held any more.
+    pub(crate) fn made(&self, change: Change<K, V>) {
+        drop(change);
+        self.announce();
+    }
+}
+
+#[cfg(feature = "layer")]
+impl<K, V> Shelf<K, V>
+where
+    K: Key,
+    V: Value,
+{
+    /// Puts what a load brought outside all flights where a flight would put it.
+    pub(crate) fn land<E>(&self, key: &K, mut landed: Result<Arrival<K, V>, LoadError<E>>) {
+        let mut change = self.landing(key, landed.as_mut());
+        self.make(key, &mut change);
+        self.made(change);
     }
 }
 
@@ -225,11 +335,17 @@ where
     V: Value,
     E: Fault,
 {
-    fn settle(&self, key: &K, result: &Result<Arrival<K, V>, LoadError<E>>) {
-        self.land(key, result.as_ref());
+    type Change = Change<K, V>;
+
+    fn prepare(&self, key: &K, result: &mut Result<Arrival<K, V>, LoadError<E>>) -> Change<K, V> {
+        self.landing(key, result.as_mut())
     }
 
-    fn settled(&self) {
-        self.announce();
+    fn settle(&self, key: &K, change: &mut Change<K, V>) {
+        self.make(key, change);
+    }
+
+    fn settled(&self, change: Change<K, V>) {
+        self.made(change);
     }
 }

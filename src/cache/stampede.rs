@@ -322,14 +322,11 @@ where
     #[allow(clippy::needless_pass_by_value)] // as every map's
     pub fn insert(&self, key: K, value: V) {
         let shelf = &self.flights.hook.shelf;
-        let mut pending = Some((key.clone(), value));
-        self.flights.overrule(&key, || {
-            let Some((key, value)) = pending.take() else { return };
-            let born = shelf.generations.born();
-            let storing = Storing::new(self.flights.hook.insert_life(), Duration::ZERO, born);
-            shelf.put(key, value, &storing);
-        });
-        shelf.announce();
+        let born = shelf.generations.born();
+        let storing = Storing::new(self.flights.hook.insert_life(), Duration::ZERO, born);
+        let mut change = shelf.putting(key.clone(), value, &storing);
+        self.flights.overrule(&key, || shelf.make(&key, &mut change));
+        shelf.made(change);
         // Other instances load it for themselves.
         drop(self.flights.hook.tell_invalid(|| Some(key)));
     }

@@ -4,6 +4,8 @@
 //! orders everything that happens to it; a shard's lock is only ever taken inside it, never around it.
 
 use std::borrow::Borrow;
+#[cfg(feature = "layer")]
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +18,7 @@ use super::plan::{BoxLoad, KeySource};
 use super::state::{Flight, Landing, State};
 use super::stats::Counters;
 use super::table::{Boarded, Hold, Linked, PickedUp, Place, Table};
-use crate::error::{LoadError, Overloaded};
+use crate::error::{LoadError, Overloaded, Panicked};
 use crate::sync::{Arc, AtomicUsize, Ordering};
 
 /// What happens to a load when the last caller that waited for it goes away.
@@ -62,28 +64,44 @@ impl Default for FlightConfig {
     }
 }
 
-/// Told of each landing of a linked flight, under the flight's mutex and before it is unlinked: whoever finds
-/// no flight afterwards finds the result in the store.
+/// Keeps what linked flights bring. Told of each landing, before its flight is unlinked: whoever finds no flight
+/// afterwards finds the result in the store.
 pub(crate) trait Settle<K, V, E>: Send + Sync + 'static {
     /// Whether anything is kept. If not, a flight that nobody joins is never looked at while it lands.
     const KEEPS: bool = true;
 
-    fn settle(&self, key: &K, result: &Result<V, LoadError<E>>);
+    /// What is to be written.
+    type Change;
 
-    /// Called after the mutex was given back, for what must not run under it.
-    fn settled(&self) {}
+    /// Makes ready what a landing writes, before any lock is taken: what runs code of the user's belongs here. What it
+    /// leaves in the result is what those who wait get.
+    fn prepare(&self, key: &K, result: &mut Result<V, LoadError<E>>) -> Self::Change;
+
+    /// Writes it, under the flight's mutex.
+    fn settle(&self, key: &K, change: &mut Self::Change);
+
+    /// Called after the mutex was given back, for what must not run under it; also if nothing was to be written, because
+    /// the flight had been closed.
+    fn settled(&self, change: Self::Change);
 }
 
 /// No store: single-flight alone.
 impl<K, V, E> Settle<K, V, E> for () {
     const KEEPS: bool = false;
 
-    fn settle(&self, _: &K, _: &Result<V, LoadError<E>>) {}
+    type Change = ();
+
+    fn prepare(&self, _: &K, _: &mut Result<V, LoadError<E>>) {}
+
+    fn settle(&self, _: &K, (): &mut ()) {}
+
+    fn settled(&self, (): ()) {}
 }
 
 /// What a caller becomes.
-pub(super) enum Boarding<K, V, E> {
-    Leads(Hold<K, V, E>),
+pub(super) enum Boarding<K, V, E, P> {
+    /// With the plan that it brought.
+    Leads(Hold<K, V, E>, P),
     Waits(Arc<Flight<K, V, E>>, u32),
     Refused(LoadError<E>),
 }
@@ -186,7 +204,8 @@ where
         }
     }
 
-    /// Runs `write`, once, while `key` has no flight and none can start, closing the one that is under way.
+    /// Runs `write`, once, while `key` has no flight and none can start, closing the one that is under way. It runs under
+    /// a lock, and must call no code of the user's.
     #[cfg(feature = "cache")]
     pub(crate) fn overrule(&self, key: &K, mut write: impl FnMut()) {
         loop {
@@ -202,15 +221,15 @@ where
         }
     }
 
-    /// Joins the key's flight or starts one. Only a leader's key is taken.
-    pub(super) fn board<S>(&self, source: &mut Option<S>, waker: &Waker) -> Boarding<K, V, E>
+    /// Joins the key's flight or starts one. Only what a leader brought is taken.
+    pub(super) fn board<S, P>(&self, brought: &mut Option<(S, P)>, waker: &Waker) -> Boarding<K, V, E, P>
     where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
         loop {
             let boarded = self.look(
-                source,
+                brought,
                 || self.admit(),
                 |key, place| {
                     if H::KEEPS {
@@ -222,9 +241,9 @@ where
                 },
             );
             let found = match boarded {
-                Boarded::Led(hold) => return Boarding::Leads(hold),
+                Boarded::Led(hold, plan) => return Boarding::Leads(hold, plan),
                 Boarded::Found(found) => found,
-                Boarded::Refused if source.is_none() => return Boarding::Refused(LoadError::Cancelled),
+                Boarded::Refused if brought.is_none() => return Boarding::Refused(LoadError::Cancelled),
                 Boarded::Refused => {
                     self.counters.overloaded.add();
                     let max = self.config.max_in_flight;
@@ -240,17 +259,17 @@ where
     }
 
     /// The key's flight, or a new one.
-    fn look<S>(
+    fn look<S, P>(
         &self,
-        source: &mut Option<S>,
+        brought: &mut Option<(S, P)>,
         admitted: impl FnOnce() -> bool,
         make: impl FnOnce(K, Place) -> (Linked<K, V, E>, Hold<K, V, E>),
-    ) -> Boarded<K, V, E>
+    ) -> Boarded<K, V, E, P>
     where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
-        let Some(given) = source.as_ref() else { return Boarded::Refused };
+        let Some((given, _)) = brought.as_ref() else { return Boarded::Refused };
         let hash = self.table.hash(given.query());
         let mut key = None;
         if !S::OWNED {
@@ -261,12 +280,12 @@ where
             }
             key = Some(given.to_key());
         }
-        self.table.board(hash, source, key, admitted, make)
+        self.table.board(hash, brought, key, admitted, make)
     }
 
     /// Joins the key's flight if there is one.
     #[cfg(feature = "layer")]
-    pub(super) fn board_existing<Q>(&self, key: &Q, waker: &Waker) -> Option<Boarding<K, V, E>>
+    pub(super) fn board_existing<Q>(&self, key: &Q, waker: &Waker) -> Option<Boarding<K, V, E, Infallible>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -292,7 +311,7 @@ where
             return None;
         }
         let boarded = self.look(
-            &mut Some(source),
+            &mut Some((source, ())),
             || self.admit_unattended(),
             |key, place| {
                 let flight = Flight::unattended(key, place);
@@ -300,7 +319,7 @@ where
             },
         );
         match boarded {
-            Boarded::Led(Hold::Flight(flight)) => Some(flight),
+            Boarded::Led(Hold::Flight(flight), ()) => Some(flight),
             _ => None,
         }
     }
@@ -424,16 +443,22 @@ where
     pub(super) fn land(
         &self,
         flight: &Arc<Flight<K, V, E>>,
-        landing: Landing<V, E>,
+        mut landing: Landing<V, E>,
     ) -> Option<Landing<V, E>> {
+        let mut change = match &mut landing {
+            Landing::Done(result) => {
+                self.unless_it_panics(result, |result| self.hook.prepare(&flight.key, result))
+            }
+            Landing::Abandoned => None,
+        };
         let mut state = flight.state.lock();
         // Before the flight is unlinked: whoever finds no flight finds its places free.
         if std::mem::take(&mut state.unattended) {
             self.leave_unattended();
         }
         if !state.closed {
-            if let Landing::Done(result) = &landing {
-                self.hook.settle(&flight.key, result);
+            if let (Some(change), Landing::Done(result)) = (&mut change, &mut landing) {
+                self.unless_it_panics(result, |_| self.hook.settle(&flight.key, change));
             }
             self.close(flight, &mut state);
         }
@@ -447,8 +472,24 @@ where
         let herd = state.waiters.take();
         drop(state);
         herd.wake();
-        self.hook.settled();
+        if let Some(change) = change {
+            self.hook.settled(change);
+        }
         unclaimed
+    }
+
+    /// Code of the user's that is part of keeping a result, such as a value's `Clone`: if it panics, so did the load.
+    fn unless_it_panics<T>(
+        &self,
+        result: &mut Result<V, LoadError<E>>,
+        keep: impl FnOnce(&mut Result<V, LoadError<E>>) -> T,
+    ) -> Option<T> {
+        let kept = catch_unwind(AssertUnwindSafe(|| keep(&mut *result)));
+        kept.map_err(|payload| {
+            self.counters.panicked.add();
+            *result = Err(LoadError::Panicked(Panicked::new(payload)));
+        })
+        .ok()
     }
 
     /// Takes the flight out of the table, by identity; false if it was closed already.

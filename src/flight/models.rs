@@ -32,12 +32,20 @@ struct Store {
 }
 
 impl Settle<u8, u64, Infallible> for Store {
-    fn settle(&self, _: &u8, result: &Result<u64, LoadError<Infallible>>) {
-        if let Ok(value) = result {
-            *self.value.lock() = Some(*value);
-            self.landed.lock().unwrap().push(*value);
+    type Change = Option<u64>;
+
+    fn prepare(&self, _: &u8, result: &mut Result<u64, LoadError<Infallible>>) -> Option<u64> {
+        result.as_ref().ok().copied()
+    }
+
+    fn settle(&self, _: &u8, change: &mut Option<u64>) {
+        if let Some(value) = change.take() {
+            *self.value.lock() = Some(value);
+            self.landed.lock().unwrap().push(value);
         }
     }
+
+    fn settled(&self, _: Option<u64>) {}
 }
 
 /// One cache and what is known of its loads.
@@ -281,17 +289,17 @@ fn forgetting_a_flight_that_is_over_takes_no_other_away() {
     check(|| {
         let cache = Cache::new(FlightConfig::default());
         let flights = &cache.0.flights;
-        let board = || flights.board(&mut Some(Owned(KEY)), Waker::noop());
-        let Boarding::Leads(Hold::Flight(first)) = board() else { panic!("nothing is in flight") };
+        let board = || flights.board(&mut Some((Owned(KEY), ())), Waker::noop());
+        let Boarding::Leads(Hold::Flight(first), ()) = board() else { panic!("nothing is in flight") };
         let there = cache.clone();
         // It may find the first flight, and not look again before that one is over.
         let forgets = thread::spawn(move || there.0.flights.forget(&KEY));
         flights.land(&first, Landing::Done(Ok(1)));
-        let Boarding::Leads(Hold::Flight(second)) = board() else { panic!("the first one is over") };
+        let Boarding::Leads(Hold::Flight(second), ()) = board() else { panic!("the first one is over") };
         let third = board();
         forgets.join().unwrap();
         flights.land(&second, Landing::Done(Ok(2)));
-        if let Boarding::Leads(Hold::Flight(third)) = third {
+        if let Boarding::Leads(Hold::Flight(third), ()) = third {
             assert_eq!(cache.get(), Some(1), "the second was forgotten");
             assert!(matches!(board(), Boarding::Waits(..)), "the end of the second took the third away");
             flights.land(&third, Landing::Done(Ok(3)));
@@ -305,8 +313,8 @@ fn a_load_that_somebody_wants_again_is_kept() {
     check(|| {
         let cache = Cache::new(FlightConfig { on_abandon: OnAbandon::Cancel, ..FlightConfig::default() });
         let flights = &cache.0.flights;
-        let board = || flights.board(&mut Some(Owned(KEY)), Waker::noop());
-        let Boarding::Leads(Hold::Flight(flight)) = board() else { panic!("nothing is in flight") };
+        let board = || flights.board(&mut Some((Owned(KEY), ())), Waker::noop());
+        let Boarding::Leads(Hold::Flight(flight), ()) = board() else { panic!("nothing is in flight") };
         let load = Loads { cache: cache.clone(), yields: false }.load();
         flight.hand_over(HandedOver { load, leader: Some(Waker::noop().clone()), link: None });
         flight.driven_by(sync::spawn(async {}));
@@ -323,8 +331,8 @@ fn a_load_that_somebody_wants_again_is_kept() {
         flights.leave(&flight, LEADER);
         match board() {
             Boarding::Waits(..) => wanted_again.store(true, SeqCst),
-            Boarding::Leads(Hold::Flight(next)) => drop(flights.land(&next, Landing::Abandoned)),
-            Boarding::Leads(Hold::Entry(_)) => panic!("something is kept"),
+            Boarding::Leads(Hold::Flight(next), ()) => drop(flights.land(&next, Landing::Abandoned)),
+            Boarding::Leads(Hold::Entry(_), ()) => panic!("something is kept"),
             Boarding::Refused(error) => panic!("{error}"),
         }
         drives.join().unwrap();

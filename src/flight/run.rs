@@ -58,8 +58,8 @@ where
     H: Settle<K, V, E>,
 {
     flights: &'a Arc<Flights<K, V, E, H>>,
-    source: Option<S>,
-    plan: Option<P>,
+    /// The key and how to load it, until they are needed.
+    brought: Option<(S, P)>,
     /// Where it waits. Slot and role belong to it; side by side they share the padding that a type of their own
     /// would have.
     seat: Option<Arc<Flight<K, V, E>>>,
@@ -86,8 +86,8 @@ where
     H: Settle<K, V, E>,
 {
     pub(crate) fn new(flights: &'a Arc<Flights<K, V, E, H>>, source: S, plan: P, first: FirstPoll) -> Self {
-        let (source, plan) = (Some(source), Some(plan));
-        Self { flights, source, plan, seat: None, slot: 0, role: Role::Follower, first_poll: first }
+        let brought = Some((source, plan));
+        Self { flights, brought, seat: None, slot: 0, role: Role::Follower, first_poll: first }
     }
 
     /// What the caller is, once it has been polled.
@@ -109,12 +109,12 @@ where
 
     #[cfg(feature = "cache")]
     pub(crate) fn source(&self) -> Option<&S> {
-        self.source.as_ref()
+        self.brought.as_ref().map(|(source, _)| source)
     }
 
     #[cfg(feature = "cache")]
     pub(crate) fn plan_mut(&mut self) -> Option<&mut P> {
-        self.plan.as_mut()
+        self.brought.as_mut().map(|(_, plan)| plan)
     }
 
     fn wait(&mut self, flight: Arc<Flight<K, V, E>>, slot: u32, role: Role) {
@@ -123,7 +123,7 @@ where
 
     /// What the caller brought, if it is still there.
     pub(crate) fn unused(&mut self) -> Option<(S, P)> {
-        self.source.take().zip(self.plan.take())
+        self.brought.take()
     }
 
     fn refused(&mut self, error: LoadError<E>) -> Poll<Landed<V, E, S, P>> {
@@ -155,7 +155,7 @@ where
                 };
                 let role = this.role;
                 this.seat = None;
-                match (landing, this.plan.is_some()) {
+                match (landing, this.brought.is_some()) {
                     (Landing::Done(result), _) => {
                         return Poll::Ready(Landed { result, role, unused: this.unused(), spared: None });
                     }
@@ -165,26 +165,26 @@ where
             }
             #[cfg(feature = "layer")]
             if this.first_poll == FirstPoll::Never {
-                let existing = this.source.as_ref();
-                let existing = existing.and_then(|key| this.flights.board_existing(key.query(), cx.waker()));
+                let existing = this.brought.as_ref();
+                let existing =
+                    existing.and_then(|(key, _)| this.flights.board_existing(key.query(), cx.waker()));
                 return match existing {
                     Some(Boarding::Waits(flight, slot)) => {
                         this.wait(flight, slot, Role::Follower);
                         Poll::Pending
                     }
                     Some(Boarding::Refused(error)) => this.refused(error),
-                    Some(Boarding::Leads(_)) | None => this.refused(LoadError::Cancelled),
+                    None => this.refused(LoadError::Cancelled),
                 };
             }
-            match this.flights.board(&mut this.source, cx.waker()) {
+            match this.flights.board(&mut this.brought, cx.waker()) {
                 Boarding::Refused(error) => return this.refused(error),
                 Boarding::Waits(flight, slot) => {
                     this.wait(flight, slot, Role::Follower);
                     return Poll::Pending;
                 }
-                Boarding::Leads(hold) => {
+                Boarding::Leads(hold, plan) => {
                     let lead = Lead::new(this.flights, hold);
-                    let Some(plan) = this.plan.take() else { return this.refused(LoadError::Cancelled) };
                     return match depart(lead, plan, this.first_poll, cx) {
                         Departed::Landed(result, spared) => {
                             Poll::Ready(Landed { result, role: Role::Leader, unused: None, spared })
@@ -207,6 +207,7 @@ where
     E: Fault,
     H: Settle<K, V, E>,
 {
+    #[inline]
     fn drop(&mut self) {
         if let Some(flight) = self.seat.take() {
             self.flights.leave(&flight, self.slot);

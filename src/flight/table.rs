@@ -66,9 +66,10 @@ pub(super) enum Hold<K, V, E> {
 }
 
 /// What a caller finds under its key.
-pub(super) enum Boarded<K, V, E> {
+pub(super) enum Boarded<K, V, E, P> {
     Found(Arc<Flight<K, V, E>>),
-    Led(Hold<K, V, E>),
+    /// With the plan that it brought.
+    Led(Hold<K, V, E>, P),
     /// Nothing, and it may not be linked.
     Refused,
 }
@@ -191,27 +192,27 @@ impl<K: Hash + Eq, V, E> Table<K, V, E> {
     }
 
     /// The flight under the key, or else a new one that `make` links, if it is `admitted`; both are called under the
-    /// lock. `key` is the owned key, unless `source` has it; only a leader's are taken.
-    pub(super) fn board<S>(
+    /// lock. `key` is the owned key, unless the caller's own is; only what a leader brought is taken.
+    pub(super) fn board<S, P>(
         &self,
         hash: u64,
-        source: &mut Option<S>,
+        brought: &mut Option<(S, P)>,
         key: Option<K>,
         admitted: impl FnOnce() -> bool,
         make: impl FnOnce(K, Place) -> (Linked<K, V, E>, Hold<K, V, E>),
-    ) -> Boarded<K, V, E>
+    ) -> Boarded<K, V, E, P>
     where
         S: KeySource<K>,
         K: Borrow<S::Query>,
     {
-        let Some(query) = source.as_ref().map(S::query) else { return Boarded::Refused };
+        let Some(query) = brought.as_ref().map(|(source, _)| source.query()) else { return Boarded::Refused };
         let mut shard = self.shard(hash).lock();
         let shard = &mut *shard;
         let vacant = match shard.links.entry(hash, |linked| linked.key().borrow() == query, hash_of) {
             Entry::Occupied(found) => return Boarded::Found(open(found)),
             Entry::Vacant(vacant) => vacant,
         };
-        let Some(source) = source.take_if(|_| admitted()) else { return Boarded::Refused };
+        let Some((source, plan)) = brought.take_if(|_| admitted()) else { return Boarded::Refused };
         let place = Place { hash, number: shard.number };
         shard.number += self.shards.len() as u64;
         let (linked, hold) = make(key.unwrap_or_else(|| source.into_key()), place);
@@ -219,7 +220,7 @@ impl<K: Hash + Eq, V, E> Table<K, V, E> {
             shard.loads += 1;
         }
         vacant.insert(linked);
-        Boarded::Led(hold)
+        Boarded::Led(hold, plan)
     }
 
     /// The flight under `key`, or `None` after `write` was called while none could be linked.

@@ -12,10 +12,9 @@ use tracing::Instrument;
 
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
-use super::load::{Own, PageLoad};
+use super::load::{Landing, Own, PageLoad};
 use super::refusal::Refusal;
 use crate::error::LoadError;
-use crate::flight::Settle;
 use crate::http::key::MethodClass;
 
 /// Runs a load outside all flights. What it brings goes where a flight would put it; nobody waits for it.
@@ -42,7 +41,7 @@ where
         }
     })
     .await;
-    let settle = move |landed| guard.shelf().settle(&key, &landed);
+    let settle = move |landed: Landing| guard.shelf().land(&key, landed);
     let timed_out = matches!(landed, Some(Err(LoadError::TimedOut(_))));
     match landed {
         Some(landed) => settle(landed),

@@ -66,7 +66,7 @@ where
             return Arrival { value: Reply::Private, bound_for: Destination::Nowhere };
         }
         let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None);
-        Arrival { value: Reply::Private, bound_for: Destination::Shelf(storing) }
+        Arrival { value: Reply::Private, bound_for: Destination::Shelf(Box::new(storing)) }
     }
 
     /// Where a page goes whose body is there, or is read by all as it comes.
@@ -86,8 +86,7 @@ where
             self.guard.shelf().remove(&page.key);
         }
         let places = self.places(&page, verdict);
-        let bound_for =
-            if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places.into()) };
+        let bound_for = if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places) };
         let value = if is_shared { Reply::Page(page, reader) } else { Reply::Checked(page) };
         Arrival { value, bound_for }
     }

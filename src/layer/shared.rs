@@ -23,7 +23,6 @@ use crate::cache::{Arrival, Born, Destination, Entry, Mark, Stamp, Storing, capp
 use crate::coordinate::{Ask, Group, Lease, Publication, Published, SharedValue, Token, Turn};
 use crate::error::{LoadError, RemoteKind, TimedOut};
 use crate::event::{Outcome, StaleReason};
-use crate::flight::Settle;
 use crate::http::headers::strip_personal;
 use crate::http::key::{MethodClass, without_generation};
 use crate::http::origin::target;
@@ -339,7 +338,7 @@ impl Errand {
         }
         let storing = self.storing(&page, life, times, Some(outcome));
         places.push((Arc::clone(&page.key), Reply::Page(Arc::clone(&page), None), storing));
-        Arrival { value: Reply::Page(page, None), bound_for: Destination::Shelves(places.into()) }
+        Arrival { value: Reply::Page(page, None), bound_for: Destination::Shelves(places) }
     }
 
     /// A run that no other instance hears of.
@@ -420,7 +419,7 @@ impl Errand {
         let key = Arc::clone(&self.address.key);
         sync::spawn(async move {
             let landed = self.fly(lease, load).await;
-            place.0.shelf().settle(&key, &landed);
+            place.0.shelf().land(&key, landed);
         });
     }
 

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-#[cfg(feature = "redis")]
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -212,18 +211,14 @@ where
     waited.unwrap_or_else(|| Waited::TooLong(run.unused().map(|(_, load)| load)))
 }
 
-/// How a page came from the tier that instances share, and how long it is fresh, if it did.
+/// How a page came from the tier that instances share, if it did.
 #[cfg_attr(not(feature = "redis"), allow(unused_variables))]
-fn from_tier(bound_for: &Destination<PageKey, Reply>) -> Option<(Outcome, Ttl)> {
+fn from_tier(bound_for: &Destination<PageKey, Reply>) -> Option<Outcome> {
     #[cfg(feature = "redis")]
     match bound_for {
-        Destination::Shelves(places) => {
-            let storing = places.last().map(|(_, _, storing)| storing)?;
-            return Some((storing.shared?.outcome?, Ttl::Left(storing.life.ttl)));
-        }
+        Destination::Landed(receipt) => return receipt.outcome,
         Destination::BackingOff { .. } => {
-            let outcome = Outcome::Stale { age: Duration::ZERO, reason: StaleReason::LoadFailed };
-            return Some((outcome, Ttl::Left(Duration::ZERO)));
+            return Some(Outcome::Stale { age: Duration::ZERO, reason: StaleReason::LoadFailed });
         }
         _ => {}
     }
@@ -333,23 +328,24 @@ impl Waiting {
     }
 
     /// The answer with what another request's run brought, in this instance or, if `from` tells how, in another.
-    fn answer<R>(&self, page: &Page, from: Option<(Outcome, Ttl)>) -> Response<GuardBody<R>> {
+    fn answer<R>(&self, page: &Page, from: Option<Outcome>) -> Response<GuardBody<R>> {
         let Self { guard, fallback, address, .. } = self;
         let counters = guard.counters();
         let (count, outcome) = match from {
             None => (&counters.coalesced, Outcome::Coalesced),
-            Some((outcome @ Outcome::Stale { .. }, _)) => (&counters.stale, outcome),
-            Some((outcome, _)) => (&counters.shared, outcome),
+            Some(outcome @ Outcome::Stale { .. }) => (&counters.stale, outcome),
+            Some(outcome) => (&counters.shared, outcome),
         };
         count.add();
         count_request(outcome.as_str());
         let mut response = page.respond(address.class, &self.conditionals, &guard.shelf().timeline);
-        guard.tell(response.headers_mut(), || match from {
-            None => {
-                let why = guard.why(fallback.as_ref(), &address.spec);
-                CacheStatus { collapsed: true, ..CacheStatus::forwarded(why, page.status) }
+        guard.tell(response.headers_mut(), || {
+            if from.is_some() {
+                let entry = guard.shelf().find(&page.key);
+                return CacheStatus::hit(entry.map_or(Ttl::Left(Duration::ZERO), |entry| guard.ttl(&entry)));
             }
-            Some((_, ttl)) => CacheStatus::hit(ttl),
+            let why = guard.why(fallback.as_ref(), &address.spec);
+            CacheStatus { collapsed: true, ..CacheStatus::forwarded(why, page.status) }
         });
         response
     }

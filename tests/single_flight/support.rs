@@ -34,7 +34,7 @@ pub(crate) fn without_deadlock(test: impl FnOnce() + Send + 'static) {
         test();
         let _ = done.send(());
     });
-    match ended.recv_timeout(Duration::from_secs(20)) {
+    match ended.recv_timeout(Duration::from_secs(60)) {
         Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("deadlock"),
         _ => thread.join().unwrap(),
     }

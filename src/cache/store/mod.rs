@@ -4,6 +4,7 @@
 //! stale values; here a lookup is one probe, and policy decides what the entry found is good for. Entries past their
 //! last use stay until they are replaced or the capacity pushes them out.
 
+mod kept;
 mod moka;
 #[cfg(feature = "quick-cache")]
 mod quick;
@@ -12,11 +13,13 @@ use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::Arc;
 
+pub(super) use self::kept::Kept;
 use self::moka::MokaStore;
 #[cfg(feature = "quick-cache")]
 use self::quick::QuickStore;
 use super::departures::Departures;
 use super::entry::Entry;
+use crate::deferred;
 use crate::flight::{Key, Value};
 
 pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
@@ -35,7 +38,8 @@ pub(crate) type Weigher<K, V> = Box<dyn Fn(&K, &V) -> u32 + Send + Sync>;
 /// for, scans of rare keys pass through, or single entries are large. Take `quick_cache` where nearly every call is a
 /// hit on a cache with room to spare, and its cost is what counts.
 ///
-/// All else is the same: freshness, stale windows, tags, weigher and eviction listener.
+/// All else is the same: freshness, stale windows, tags, weigher and eviction listener. Both call a value's `Clone` under
+/// locks: it must not use the cache. Its destructor may.
 ///
 /// Sealed: these are all there are.
 pub trait Store: sealed::Sealed {}
@@ -61,8 +65,6 @@ mod sealed {
 pub struct Moka;
 
 /// The store on [`quick_cache`](https://docs.rs/quick_cache): the cheapest hit; see [`Store`].
-///
-/// The value's `Clone` runs under the lock of a shard, and must not use the cache.
 ///
 /// ```
 /// use stampede_guard::{QuickCache, StampedeCache};
@@ -110,15 +112,17 @@ pub(super) enum AnyStore<K, V> {
     QuickCache(QuickStore<K, V>),
 }
 
-/// The same call of either store.
+/// The same call of either store. What it makes leave is dropped when it is over: stores do their upkeep in any call,
+/// under locks of their own.
 macro_rules! either {
-    ($any:expr, $store:ident => $call:expr) => {
+    ($any:expr, $store:ident => $call:expr) => {{
+        let _scope = deferred::hold_for::<V>();
         match $any {
             AnyStore::Moka($store) => $call,
             #[cfg(feature = "quick-cache")]
             AnyStore::QuickCache($store) => $call,
         }
-    };
+    }};
 }
 
 impl<K, V> AnyStore<K, V>
@@ -129,13 +133,13 @@ where
     pub(super) fn new(
         kind: StoreKind,
         capacity: u64,
-        weigher: Option<Weigher<K, V>>,
+        weighs: bool,
         departures: Option<Arc<Departures<K, V>>>,
     ) -> Self {
         match kind {
-            StoreKind::Moka => Self::Moka(MokaStore::new(capacity, weigher, departures)),
+            StoreKind::Moka => Self::Moka(MokaStore::new(capacity, weighs, departures)),
             #[cfg(feature = "quick-cache")]
-            StoreKind::QuickCache => Self::QuickCache(QuickStore::new(capacity, weigher, departures)),
+            StoreKind::QuickCache => Self::QuickCache(QuickStore::new(capacity, weighs, departures)),
         }
     }
 
@@ -145,16 +149,16 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        either!(self, store => store.get(key))
+        either!(self, store => store.get(key))?.into_entry()
     }
 
-    pub(super) fn insert(&self, key: K, entry: Entry<V>) {
-        either!(self, store => store.insert(key, entry));
+    pub(super) fn insert(&self, key: K, kept: Kept<V>) {
+        either!(self, store => store.insert(key, kept));
     }
 
     /// Writes an entry back with other times: nothing leaves the cache.
-    pub(super) fn rewrite(&self, key: K, entry: Entry<V>) {
-        either!(self, store => store.rewrite(key, entry));
+    pub(super) fn rewrite(&self, key: K, kept: Kept<V>) {
+        either!(self, store => store.rewrite(key, kept));
     }
 
     pub(super) fn remove<Q>(&self, key: &Q)

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use moka::notification::RemovalCause;
 use moka::sync::Cache;
 
-use super::Weigher;
+use super::Kept;
 use crate::cache::departures::{Departures, EvictionCause};
-use crate::cache::entry::Entry;
 use crate::flight::{Key, Value};
 use crate::sync::RandomState;
 
-pub(in crate::cache) struct MokaStore<K, V>(Cache<K, Entry<V>, RandomState>);
+pub(in crate::cache) struct MokaStore<K, V>(Cache<K, Kept<V>, RandomState>);
 
 thread_local! {
     /// An entry is being written back with other times: nothing leaves the cache.
@@ -26,31 +25,27 @@ where
     K: Key,
     V: Value,
 {
-    pub(super) fn new(
-        capacity: u64,
-        weigher: Option<Weigher<K, V>>,
-        departures: Option<Arc<Departures<K, V>>>,
-    ) -> Self {
+    pub(super) fn new(capacity: u64, weighs: bool, departures: Option<Arc<Departures<K, V>>>) -> Self {
         let mut cache = Cache::builder().max_capacity(capacity);
-        if let Some(weigher) = weigher {
-            cache = cache.weigher(move |key, entry: &Entry<V>| weigher(key, &entry.value));
+        if weighs {
+            cache = cache.weigher(|_, kept: &Kept<V>| kept.weight());
         }
         if let Some(departures) = departures {
-            cache = cache.eviction_listener(move |key, entry: Entry<V>, cause| {
+            cache = cache.eviction_listener(move |key, kept: Kept<V>, cause| {
                 let cause = match cause {
                     RemovalCause::Replaced if REWRITING.get() => return,
                     RemovalCause::Replaced => EvictionCause::Replaced,
                     RemovalCause::Size => EvictionCause::Capacity,
                     RemovalCause::Explicit | RemovalCause::Expired => EvictionCause::Invalidated,
                 };
-                departures.note(key, entry.value, cause);
+                departures.note(key, kept, cause);
             });
         }
         Self(cache.build_with_hasher(RandomState::new()))
     }
 
     #[inline]
-    pub(super) fn get<Q>(&self, key: &Q) -> Option<Entry<V>>
+    pub(super) fn get<Q>(&self, key: &Q) -> Option<Kept<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -58,13 +53,13 @@ where
         self.0.get(key)
     }
 
-    pub(super) fn insert(&self, key: K, entry: Entry<V>) {
-        self.0.insert(key, entry);
+    pub(super) fn insert(&self, key: K, kept: Kept<V>) {
+        self.0.insert(key, kept);
     }
 
-    pub(super) fn rewrite(&self, key: K, entry: Entry<V>) {
+    pub(super) fn rewrite(&self, key: K, kept: Kept<V>) {
         REWRITING.set(true);
-        self.0.insert(key, entry);
+        self.0.insert(key, kept);
         REWRITING.set(false);
     }
 

@@ -1,8 +1,7 @@
 //! Entries in `quick_cache`.
 //!
-//! Its shards are behind locks. What leaves a shard is carried out of the lock before it is dropped or noted, and
-//! weighing happens before the lock is taken; of the user's code only `Hash`, `Eq` and the `Clone` of a hit run
-//! inside.
+//! Its shards are behind locks. What leaves a shard is carried out of the lock before it is noted; of the user's code
+//! only `Hash`, `Eq` and the `Clone` of a hit run inside.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -11,32 +10,23 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 
-use super::Weigher;
+use super::Kept;
 use crate::cache::departures::{Departures, EvictionCause};
-use crate::cache::entry::Entry;
 use crate::flight::{Key, Value};
 use crate::sync::RandomState;
 
 pub(in crate::cache) struct QuickStore<K, V> {
-    cache: Cache<K, Weighed<V>, AsNoted, RandomState, CarryOut>,
-    weigher: Option<Weigher<K, V>>,
+    cache: Cache<K, Kept<V>, AsNoted, RandomState, CarryOut>,
     departures: Option<Arc<Departures<K, V>>>,
-}
-
-/// An entry and its weight, which must be the same whenever the store asks.
-#[derive(Clone)]
-struct Weighed<V> {
-    entry: Entry<V>,
-    weight: u32,
 }
 
 #[derive(Clone)]
 struct AsNoted;
 
-impl<K, V> Weighter<K, Weighed<V>> for AsNoted {
+impl<K, V> Weighter<K, Kept<V>> for AsNoted {
     #[inline]
-    fn weight(&self, _: &K, weighed: &Weighed<V>) -> u64 {
-        weighed.weight.into()
+    fn weight(&self, _: &K, kept: &Kept<V>) -> u64 {
+        kept.weight().into()
     }
 }
 
@@ -46,7 +36,7 @@ struct CarryOut;
 
 /// What an insert made leave.
 struct Carried<K, V> {
-    left: Vec<(K, Weighed<V>)>,
+    left: Vec<(K, Kept<V>)>,
     /// Of these, how many for want of room. The others were replaced.
     evicted: usize,
 }
@@ -57,16 +47,16 @@ impl<K, V> Default for Carried<K, V> {
     }
 }
 
-impl<K, V> Lifecycle<K, Weighed<V>> for CarryOut {
+impl<K, V> Lifecycle<K, Kept<V>> for CarryOut {
     type RequestState = Carried<K, V>;
 
     /// Not called of what is replaced.
-    fn before_evict(&self, carried: &mut Carried<K, V>, _: &K, _: &mut Weighed<V>) {
+    fn before_evict(&self, carried: &mut Carried<K, V>, _: &K, _: &mut Kept<V>) {
         carried.evicted += 1;
     }
 
-    fn on_evict(&self, carried: &mut Carried<K, V>, key: K, weighed: Weighed<V>) {
-        carried.left.push((key, weighed));
+    fn on_evict(&self, carried: &mut Carried<K, V>, key: K, kept: Kept<V>) {
+        carried.left.push((key, kept));
     }
 }
 
@@ -78,48 +68,43 @@ where
     K: Key,
     V: Value,
 {
-    pub(super) fn new(
-        capacity: u64,
-        weigher: Option<Weigher<K, V>>,
-        departures: Option<Arc<Departures<K, V>>>,
-    ) -> Self {
-        let entries = if weigher.is_some() { capacity.min(WEIGHED_ENTRIES) } else { capacity };
+    pub(super) fn new(capacity: u64, weighs: bool, departures: Option<Arc<Departures<K, V>>>) -> Self {
+        let entries = if weighs { capacity.min(WEIGHED_ENTRIES) } else { capacity };
         let options = OptionsBuilder::new()
             .weight_capacity(capacity)
             .estimated_items_capacity(usize::try_from(entries).unwrap_or(usize::MAX))
             .build()
             .expect("both that it asks for are set");
         let cache = Cache::with_options(options, AsNoted, RandomState::new(), CarryOut);
-        Self { cache, weigher, departures }
+        Self { cache, departures }
     }
 
     #[inline]
-    pub(super) fn get<Q>(&self, key: &Q) -> Option<Entry<V>>
+    pub(super) fn get<Q>(&self, key: &Q) -> Option<Kept<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.cache.get(key).map(|weighed| weighed.entry)
+        self.cache.get(key)
     }
 
-    pub(super) fn insert(&self, key: K, entry: Entry<V>) {
-        self.write(key, entry, Some(EvictionCause::Replaced));
+    pub(super) fn insert(&self, key: K, kept: Kept<V>) {
+        self.write(key, kept, Some(EvictionCause::Replaced));
     }
 
-    pub(super) fn rewrite(&self, key: K, entry: Entry<V>) {
-        self.write(key, entry, None);
+    pub(super) fn rewrite(&self, key: K, kept: Kept<V>) {
+        self.write(key, kept, None);
     }
 
     /// `replaced`: what to note of the entry whose place this one takes, if anything.
-    fn write(&self, key: K, entry: Entry<V>, replaced: Option<EvictionCause>) {
-        let weight = self.weigher.as_ref().map_or(1, |weigher| weigher(&key, &entry.value));
+    fn write(&self, key: K, kept: Kept<V>, replaced: Option<EvictionCause>) {
         let own = self.departures.is_some().then(|| key.clone());
         let mut carried = Carried::default();
-        self.cache.insert_with_lifecycle(key, Weighed { entry, weight }, &mut carried);
+        self.cache.insert_with_lifecycle(key, kept, &mut carried);
         let (Some(departures), Some(own)) = (&self.departures, own) else { return };
         // The key's old entry goes before the new one, should that find no room itself.
         let mut is_replaced = carried.left.len() > carried.evicted;
-        for (key, weighed) in carried.left {
+        for (key, kept) in carried.left {
             let cause = if is_replaced && key == own {
                 is_replaced = false;
                 replaced
@@ -127,7 +112,7 @@ where
                 Some(EvictionCause::Capacity)
             };
             if let Some(cause) = cause {
-                departures.note(Arc::new(key), weighed.entry.value, cause);
+                departures.note(Arc::new(key), kept, cause);
             }
         }
     }
@@ -144,10 +129,10 @@ where
         self.invalidated(self.cache.drain());
     }
 
-    fn invalidated(&self, left: impl IntoIterator<Item = (K, Weighed<V>)>) {
-        for (key, weighed) in left {
+    fn invalidated(&self, left: impl IntoIterator<Item = (K, Kept<V>)>) {
+        for (key, kept) in left {
             if let Some(departures) = &self.departures {
-                departures.note(Arc::new(key), weighed.entry.value, EvictionCause::Invalidated);
+                departures.note(Arc::new(key), kept, EvictionCause::Invalidated);
             }
         }
     }

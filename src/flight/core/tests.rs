@@ -8,9 +8,9 @@ use std::convert::Infallible;
 type Numbers = Flights<u64, u64, Infallible, ()>;
 
 fn lead(flights: &Numbers, key: u64) -> Arc<Flight<u64, u64, Infallible>> {
-    match flights.board(&mut Some(Owned(key)), Waker::noop()) {
-        Boarding::Leads(Hold::Flight(flight)) => flight,
-        Boarding::Leads(Hold::Entry(place)) => flights.table.go_on(place, &mut None),
+    match flights.board(&mut Some((Owned(key), ())), Waker::noop()) {
+        Boarding::Leads(Hold::Flight(flight), ()) => flight,
+        Boarding::Leads(Hold::Entry(place), ()) => flights.table.go_on(place, &mut None),
         _ => panic!("{key} is in flight"),
     }
 }
@@ -72,17 +72,23 @@ fn only_a_flight_that_is_still_linked_is_stored() {
     #[derive(Default)]
     struct Store(Mutex<Vec<(u64, u64)>>, AtomicUsize);
     impl Settle<u64, u64, Infallible> for Store {
-        fn settle(&self, key: &u64, result: &Result<u64, LoadError<Infallible>>) {
-            self.0.lock().push((*key, *result.as_ref().unwrap()));
+        type Change = u64;
+
+        fn prepare(&self, _: &u64, result: &mut Result<u64, LoadError<Infallible>>) -> u64 {
+            *result.as_ref().unwrap()
         }
 
-        fn settled(&self) {
+        fn settle(&self, key: &u64, value: &mut u64) {
+            self.0.lock().push((*key, *value));
+        }
+
+        fn settled(&self, _: u64) {
             self.1.fetch_add(1, Ordering::Relaxed);
         }
     }
     let flights = Flights::new(FlightConfig::default(), Store::default());
-    let lead = || match flights.board(&mut Some(Owned(1)), Waker::noop()) {
-        Boarding::Leads(Hold::Flight(flight)) => flight,
+    let lead = || match flights.board(&mut Some((Owned(1), ())), Waker::noop()) {
+        Boarding::Leads(Hold::Flight(flight), ()) => flight,
         _ => panic!("is in flight"),
     };
     let forgotten = lead();
