@@ -84,7 +84,7 @@ impl World {
         let _loading = Loading::begin(&world, at, key);
         let version = world.versions[key].load(Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(millis)).await;
-        if millis % 13 == 0 { Err("down") } else { Ok(version) }
+        if millis.is_multiple_of(13) { Err("down") } else { Ok(version) }
     }
 
     /// One call: what it got must not be older than what was ruled out when it began.
@@ -204,7 +204,7 @@ fn each_seed(run: impl AsyncFn(u64)) {
 #[test]
 fn what_was_invalidated_is_not_seen_again_whatever_the_tier_does() {
     each_seed(async |seed| {
-        let stale = if seed % 2 == 0 { Duration::ZERO } else { Duration::from_secs(1) };
+        let stale = if seed.is_multiple_of(2) { Duration::ZERO } else { Duration::from_secs(1) };
         World::new(seed, faults(seed), stale).run(seed, true).await;
     });
 }

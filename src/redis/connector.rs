@@ -209,7 +209,11 @@ impl Connector {
     pub(super) async fn answers_without_tls(&self) -> bool {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-        let Kind::Node(client) = &self.kind else { return false };
+        let client = match &self.kind {
+            Kind::Node(client) => client,
+            #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
+            _ => return false,
+        };
         let redis::ConnectionAddr::TcpTls { host, port, .. } = client.get_connection_info().addr() else {
             return false;
         };

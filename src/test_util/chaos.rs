@@ -290,6 +290,7 @@ impl Drop for Trip {
 }
 
 /// How a lease ended that brought no value.
+#[derive(Clone, Copy)]
 enum End {
     GivenBack,
     Failed(RemoteKind),

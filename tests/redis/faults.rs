@@ -489,6 +489,8 @@ async fn f26_versions_of_a_service_keep_apart_and_are_invalidated_together() {
 
 #[tokio::test]
 async fn f27_what_is_not_ours_is_a_miss() {
+    // A token of no load so far, and so not void.
+    const LATE: u64 = 1 << 52;
     let server = Server::start();
     let one = tier(&server).await;
     let a = cache(&one);
@@ -511,14 +513,14 @@ async fn f27_what_is_not_ours_is_a_miss() {
         }
         bytes
     };
-    let mut endless = header(5, 10_000_000);
+    let mut endless = header(LATE, 10_000_000);
     endless.resize(10_000_040, b'x');
     let fresh = tier(&server).await;
     let b = cache(&fresh);
     let foreign: [Vec<u8>; 5] = [
         b"something else entirely, and longer than a header".to_vec(),
-        header(5, 100),
-        [header(5, 3), vec![200, 1, 1]].concat(),
+        header(LATE, 100),
+        [header(LATE, 3), vec![200, 1, 1]].concat(),
         [header(u64::MAX, 3), vec![2, b'n', b'o']].concat(),
         endless,
     ];

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use stampede_guard::{Loaded, Outcome, RedisConfig, RedisLock, RedisTier, StampedeCache};
 use tokio::sync::Notify;
 
-use crate::server::{PATIENCE, Server, brief, signal};
+use crate::server::{PATIENCE, Server, brief, quick, signal};
 
 const URL: &str = "STAMPEDE_TEST_REDIS";
+const LEASE: &str = "STAMPEDE_TEST_LEASE";
 
 /// A process with a cache, which does what it is told line by line.
 struct Instance {
@@ -23,9 +24,14 @@ struct Instance {
 
 impl Instance {
     fn start(server: &Server) -> Self {
+        Self::start_with(server, brief().lease)
+    }
+
+    fn start_with(server: &Server, lease: Duration) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "processes::instance", "--ignored", "--nocapture"])
             .env(URL, server.url())
+            .env(LEASE, lease.as_millis().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -100,7 +106,9 @@ fn say(line: &str) {
 async fn instance() {
     let url = std::env::var(URL).expect("the other tests say where Redis is");
     // A herd of processes on a busy machine is no fault.
-    let config = RedisConfig { operation_timeout: Duration::from_secs(5), ..brief() };
+    let lease = std::env::var(LEASE).ok().and_then(|text| text.parse().ok()).map(Duration::from_millis);
+    let lease = lease.expect("the other tests say how long a lease is");
+    let config = RedisConfig { operation_timeout: Duration::from_secs(5), lease, ..quick() };
     let tier = RedisTier::connect(&url, config).await.unwrap();
     let cache: StampedeCache<u64, String, String> =
         StampedeCache::builder().jitter(0.0).name("products").redis(tier.clone()).build().unwrap();
@@ -177,7 +185,8 @@ fn f01_processes_that_are_asked_for_the_same_cold_keys_load_each_once() {
     const KEYS: usize = 200;
     let server = Server::start();
     let processes = std::env::var("STAMPEDE_TEST_PROCESSES").map_or(8, |text| text.parse().unwrap());
-    let mut instances: Vec<_> = (0..processes).map(|_| Instance::start(&server)).collect();
+    let mut instances: Vec<_> =
+        (0..processes).map(|_| Instance::start_with(&server, quick().lease)).collect();
     for instance in &mut instances {
         instance.tell(&format!("herd 4000 {KEYS}"));
     }
