@@ -62,18 +62,13 @@ pub struct RedisConfig {
 
 /// Certificates, all in PEM.
 ///
-/// ```
-/// # fn main() -> std::io::Result<()> {
+/// ```no_run
 /// use stampede_guard::{RedisConfig, RedisTls};
-/// # let folder = std::env::temp_dir().join(format!("stampede-doc-{}", std::process::id()));
-/// # std::fs::create_dir_all(&folder)?;
-/// # std::fs::write(folder.join("ca.pem"), "")?;
-/// # std::env::set_current_dir(&folder)?;
 ///
+/// # fn main() -> std::io::Result<()> {
 /// let tls = RedisTls { root_certificates: Some(std::fs::read("ca.pem")?), ..RedisTls::default() };
 /// let config = RedisConfig { tls, ..RedisConfig::default() };
 /// # drop(config);
-/// # std::fs::remove_dir_all(&folder)?;
 /// # Ok(())
 /// # }
 /// ```
