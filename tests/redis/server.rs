@@ -133,7 +133,15 @@ impl Server {
 
     /// One command, its words parted by blanks, and its answer as it comes.
     pub(crate) fn command(&self, command: &str) -> String {
-        try_raw(self.port, format!("{command}\r\n").as_bytes()).expect("the server answers")
+        let end = Instant::now() + PATIENCE;
+        loop {
+            // A server that is promoted cuts off its clients.
+            if let Some(answer) = try_raw(self.port, format!("{command}\r\n").as_bytes()) {
+                return answer;
+            }
+            assert!(Instant::now() < end, "the server does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Makes the server answer nobody for so many milliseconds, beginning before this returns.

@@ -1,10 +1,12 @@
 //! TLS: certificates made for each test, and a server that speaks nothing else.
 
+use std::time::Duration;
+
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use stampede_guard::{Outcome, RedisConfig, RedisTier, RedisTierError, RedisTls};
 
 use crate::calls::{cache, fetch, loaded, published};
-use crate::server::{Folder, Server, quick};
+use crate::server::{Folder, Server, quick, until};
 
 /// An authority, and certificates that it signed.
 struct Authority {
@@ -64,7 +66,9 @@ impl Authority {
 }
 
 async fn connect(url: &str, tls: RedisTls) -> Result<RedisTier, RedisTierError> {
-    RedisTier::connect(url, RedisConfig { tls, ..quick() }).await
+    // A handshake takes its time on a busy machine.
+    let operation_timeout = Duration::from_secs(2);
+    RedisTier::connect(url, RedisConfig { tls, operation_timeout, ..quick() }).await
 }
 
 fn refused(answer: Result<RedisTier, RedisTierError>) -> String {
@@ -81,7 +85,7 @@ async fn instances_share_over_tls() {
     let url = format!("rediss://127.0.0.1:{port}");
     let one = connect(&url, authority.trusted()).await.unwrap();
     let two = connect(&server.url(), authority.trusted()).await.unwrap();
-    assert!(one.stats().subscribed && !one.stats().circuit_open, "{:?}", one.stats());
+    until("it shares", || one.stats().subscribed && !one.stats().circuit_open).await;
     assert_eq!(fetch(&cache(&one), 1, "value").await, loaded("value"));
     published(&one, 1).await;
     assert_eq!(fetch(&cache(&two), 1, "unused").await, ("value".into(), Outcome::SharedHit));
@@ -98,7 +102,8 @@ async fn a_server_that_wants_to_know_its_clients_is_shown_a_certificate() {
         client_key: Some(key.into_bytes()),
         ..authority.trusted()
     };
-    assert!(!connect(&url, known).await.unwrap().stats().circuit_open);
+    let tier = connect(&url, known).await.unwrap();
+    until("it shares", || !tier.stats().circuit_open).await;
     refused(connect(&url, authority.trusted()).await);
     let without_key = RedisTls { client_certificate: Some(certificate.into_bytes()), ..authority.trusted() };
     let error = connect(&url, without_key).await.unwrap_err();
