@@ -209,14 +209,14 @@ impl Connector {
     pub(super) async fn answers_without_tls(&self) -> bool {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-        let client = match &self.kind {
-            Kind::Node(client) => client,
-            #[cfg(any(feature = "redis-cluster", feature = "redis-sentinel"))]
-            _ => return false,
+        let node = match &self.kind {
+            Kind::Node(client) => Some(client.get_connection_info().addr()),
+            #[cfg(feature = "redis-cluster")]
+            Kind::Cluster(..) => None,
+            #[cfg(feature = "redis-sentinel")]
+            Kind::Sentinel(_) => None,
         };
-        let redis::ConnectionAddr::TcpTls { host, port, .. } = client.get_connection_info().addr() else {
-            return false;
-        };
+        let Some(redis::ConnectionAddr::TcpTls { host, port, .. }) = node else { return false };
         let answer = async {
             let mut stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await.ok()?;
             stream.write_all(b"PING\r\n").await.ok()?;

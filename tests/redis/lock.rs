@@ -7,7 +7,19 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use stampede_guard::{LockError, RedisConfig, RedisLock, RedisTier};
 
-use crate::server::{Server, brief, quick, soon, tier, until};
+use crate::server::{Server, brief, quick, soon, until};
+
+/// Unlike a cache, a lock does not go on alone, and a busy machine is no fault.
+const UNHURRIED: Duration = Duration::from_secs(5);
+
+async fn connect(server: &Server, config: RedisConfig) -> RedisTier {
+    let config = RedisConfig { operation_timeout: UNHURRIED, ..config };
+    RedisTier::connect(&server.url(), config).await.unwrap()
+}
+
+async fn tier(server: &Server) -> RedisTier {
+    connect(server, quick()).await
+}
 
 const CONTROL: &str = "t:1:0:{~lock/kl}:c";
 
@@ -67,8 +79,7 @@ async fn a_dropped_guard_releases_in_the_background_and_a_waiter_is_woken() {
     // A lease so long that only a release can explain what follows.
     let config =
         RedisConfig { lease: Duration::from_secs(3_600), max_hold: Duration::from_secs(7_200), ..quick() };
-    let one = RedisTier::connect(&server.url(), config.clone()).await.unwrap();
-    let two = RedisTier::connect(&server.url(), config).await.unwrap();
+    let (one, two) = (connect(&server, config.clone()).await, connect(&server, config).await);
     let guard = RedisLock::new(&one).acquire("l").await.unwrap();
     let lock = RedisLock::new(&two);
     let waiting = tokio::spawn(async move { lock.acquire("l").await });
@@ -80,8 +91,7 @@ async fn a_dropped_guard_releases_in_the_background_and_a_waiter_is_woken() {
 #[tokio::test]
 async fn it_is_renewed_while_it_is_held() {
     let server = Server::start();
-    let connect = async || RedisTier::connect(&server.url(), brief()).await.unwrap();
-    let (one, two) = (connect().await, connect().await);
+    let (one, two) = (connect(&server, brief()).await, connect(&server, brief()).await);
     let guard = RedisLock::new(&one).acquire("l").await.unwrap();
     let first_end = server.lease_end(CONTROL);
     let lease = u64::try_from(brief().lease.as_millis()).unwrap();
@@ -134,7 +144,7 @@ async fn f28_no_renewal_after_a_release() {
     let server = Server::start();
     let config =
         RedisConfig { lease: Duration::from_millis(10), max_hold: Duration::from_millis(500), ..quick() };
-    let tier = RedisTier::connect(&server.url(), config).await.unwrap();
+    let tier = connect(&server, config).await;
     let lock = RedisLock::new(&tier);
     let mut tokens = 0;
     for _ in 0..1_000 {
