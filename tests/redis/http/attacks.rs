@@ -31,6 +31,9 @@ impl Forged {
     }
 }
 
+/// What is before a payload in Redis; the payload's length is in its bytes 28 to 32.
+const HEADER: usize = 40;
+
 /// A page that one instance published, and the means to put something else in its place.
 struct Scene {
     server: Server,
@@ -60,13 +63,14 @@ impl Scene {
     fn wrap(&self, payload: &[u8]) -> Vec<u8> {
         let mut value = self.value[..28].to_vec();
         value.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
+        value.extend(&self.value[32..HEADER]);
         value.extend(payload);
         value
     }
 
     /// The page's key, from the payload: behind version, flags, status and three spans.
     fn key(&self) -> Vec<u8> {
-        let at = 32 + 28;
+        let at = HEADER + 28;
         let length = u32::from_be_bytes(self.value[at..at + 4].try_into().unwrap());
         self.value[at + 4..at + 4 + usize::try_from(length).unwrap()].to_vec()
     }
@@ -134,7 +138,7 @@ async fn the_page_of_another_url_is_never_served_in_its_place() {
 #[tokio::test]
 async fn what_is_cut_damaged_oversized_or_foreign_is_a_miss() {
     let scene = Scene::new().await;
-    let payload = scene.value[32..].to_vec();
+    let payload = scene.value[HEADER..].to_vec();
     scene.is_a_miss("cut, and the envelope does not know", &scene.wrap(&payload[..payload.len() - 1])).await;
     scene.is_a_miss("cut", &scene.value[..scene.value.len() - 1]).await;
     scene.is_a_miss("longer", &scene.wrap(&[&payload[..], b"x"].concat())).await;
