@@ -68,9 +68,9 @@ impl Scene {
         value
     }
 
-    /// The page's key, from the payload: behind version, flags, status and three spans.
+    /// The page's key, from the payload: behind version, flags, status and age.
     fn key(&self) -> Vec<u8> {
-        let at = HEADER + 28;
+        let at = HEADER + 12;
         let length = u32::from_be_bytes(self.value[at..at + 4].try_into().unwrap());
         self.value[at + 4..at + 4 + usize::try_from(length).unwrap()].to_vec()
     }
