@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Of the envelope, as `src/redis/envelope.rs` describes it.
+const HEADER: usize = 40;
+
 /// A page of version 1, as `src/http/wire.rs` describes it.
 struct Forged {
     key: Vec<u8>,
@@ -58,15 +61,15 @@ impl Scene {
 
     /// The envelope with another payload in it.
     fn wrap(&self, payload: &[u8]) -> Vec<u8> {
-        let mut value = self.value[..28].to_vec();
-        value.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
+        let mut value = self.value[..HEADER].to_vec();
+        value[28..32].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_be_bytes());
         value.extend(payload);
         value
     }
 
-    /// The page's key, from the payload: behind version, flags, status and three spans.
+    /// The page's key, from the payload: behind version, flags, status and age.
     fn key(&self) -> Vec<u8> {
-        let at = 32 + 28;
+        let at = HEADER + 12;
         let length = u32::from_be_bytes(self.value[at..at + 4].try_into().unwrap());
         self.value[at + 4..at + 4 + usize::try_from(length).unwrap()].to_vec()
     }
@@ -134,7 +137,7 @@ async fn the_page_of_another_url_is_never_served_in_its_place() {
 #[tokio::test]
 async fn what_is_cut_damaged_oversized_or_foreign_is_a_miss() {
     let scene = Scene::new().await;
-    let payload = scene.value[32..].to_vec();
+    let payload = scene.value[HEADER..].to_vec();
     scene.is_a_miss("cut, and the envelope does not know", &scene.wrap(&payload[..payload.len() - 1])).await;
     scene.is_a_miss("cut", &scene.value[..scene.value.len() - 1]).await;
     scene.is_a_miss("longer", &scene.wrap(&[&payload[..], b"x"].concat())).await;
@@ -146,6 +149,6 @@ async fn what_is_cut_damaged_oversized_or_foreign_is_a_miss() {
     codec[3] = 1;
     scene.is_a_miss("of another codec", &codec).await;
     let mut lies = payload.clone();
-    lies[28..32].copy_from_slice(&[0xff; 4]);
+    lies[12..16].copy_from_slice(&[0xff; 4]);
     scene.is_a_miss("a length that is a lie", &scene.wrap(&lies)).await;
 }
