@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_tags_mark_never_changes() {
-        assert_eq!([mark_of(""), mark_of("shoes"), mark_of("product:42")], [4033, 3195, 3483]);
+        assert_eq!([mark_of(""), mark_of("shoes"), mark_of("product:42")], [4_033, 3_195, 3_483]);
         assert!((0..10_000).all(|n| usize::from(mark_of(n.to_string())) < MARKS));
     }
 

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Of the envelope, as `src/redis/envelope.rs` describes it.
+const HEADER: usize = 40;
+
 /// A page of version 1, as `src/http/wire.rs` describes it.
 struct Forged {
     key: Vec<u8>,
@@ -31,9 +34,6 @@ impl Forged {
     }
 }
 
-/// What is before a payload in Redis; the payload's length is in its bytes 28 to 32.
-const HEADER: usize = 40;
-
 /// A page that one instance published, and the means to put something else in its place.
 struct Scene {
     server: Server,
@@ -61,9 +61,8 @@ impl Scene {
 
     /// The envelope with another payload in it.
     fn wrap(&self, payload: &[u8]) -> Vec<u8> {
-        let mut value = self.value[..28].to_vec();
-        value.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
-        value.extend(&self.value[32..HEADER]);
+        let mut value = self.value[..HEADER].to_vec();
+        value[28..32].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_be_bytes());
         value.extend(payload);
         value
     }
@@ -150,6 +149,6 @@ async fn what_is_cut_damaged_oversized_or_foreign_is_a_miss() {
     codec[3] = 1;
     scene.is_a_miss("of another codec", &codec).await;
     let mut lies = payload.clone();
-    lies[28..32].copy_from_slice(&[0xff; 4]);
+    lies[12..16].copy_from_slice(&[0xff; 4]);
     scene.is_a_miss("a length that is a lie", &scene.wrap(&lies)).await;
 }

@@ -123,6 +123,9 @@ async fn headers_keep_their_order_and_repetition_and_trailers_come_along() {
     let body = shared.into_body().collect().await.unwrap();
     assert_eq!(body.trailers().unwrap().get("x-sum").unwrap(), "abc");
     assert!(!body.trailers().unwrap().contains_key("set-cookie"));
+    // Nor is it in Redis.
+    let value: Vec<u8> = redis::cmd("GET").arg(&values(&server)[0]).query(&mut connection(&server)).unwrap();
+    assert!(!String::from_utf8_lossy(&value).contains("secret"));
     assert_eq!(handler.runs.get(), 1);
 }
 
