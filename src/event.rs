@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::Overloaded;
 use crate::sync::{AtomicU64, Ordering};
 
 /// How a call came by its value.
@@ -84,6 +85,42 @@ pub(crate) fn count_request(outcome: &'static str) {
     } else {
         metrics::counter!("stampede_requests_total", "outcome" => outcome).increment(1);
     }
+}
+
+/// The same of a request that has a value, and how old that is if it is past its freshness.
+pub(crate) fn count_outcome(outcome: Outcome) {
+    match outcome {
+        Outcome::Stale { age, .. } => count_stale(age),
+        _ => count_request(outcome.as_str()),
+    }
+}
+
+/// Counts a request that was served a value of this age, past its freshness.
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+pub(crate) fn count_stale(age: Duration) {
+    count_request("stale");
+    #[cfg(feature = "metrics")]
+    metrics::histogram!("stampede_stale_age_seconds").record(age.as_secs_f64());
+}
+
+/// Counts a request that found no place to wait or to load.
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+pub(crate) fn count_shed(cap: Overloaded) {
+    #[cfg(feature = "metrics")]
+    {
+        let cap = match cap {
+            Overloaded::InFlight { .. } => "in_flight",
+            Overloaded::Waiters { .. } => "waiters",
+        };
+        metrics::counter!("stampede_shed_total", "cap" => cap).increment(1);
+    }
+}
+
+/// Records how many callers had waited for a load when it ended.
+#[cfg(feature = "metrics")]
+pub(crate) fn count_waiters(waiters: usize) {
+    #[allow(clippy::cast_precision_loss)]
+    metrics::histogram!("stampede_waiters").record(waiters as f64);
 }
 
 /// Counts one background refresh.

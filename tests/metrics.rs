@@ -4,6 +4,7 @@
 mod counts;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use counts::Counts;
 use stampede_guard::{LoadError, StampedeCache};
@@ -29,7 +30,45 @@ fn requests_and_loads_are_counted_without_a_key_in_any_label() {
         ("stampede_loads_total{result=ok}", 1),
         ("stampede_loads_total{result=error}", 1),
         ("stampede_load_seconds{}", 2),
+        ("stampede_waiters{}", 2),
     ];
     let expected = expected.map(|(name, count)| (name.to_owned(), count));
     assert_eq!(counts.all(), HashMap::from(expected));
+}
+
+#[test]
+fn what_was_stale_waited_for_or_turned_away_is_counted() {
+    let counts = Counts::default();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    metrics::with_local_recorder(&counts, || {
+        runtime.block_on(async {
+            let second = Duration::from_secs(1);
+            let cache: StampedeCache<&str, u64> = StampedeCache::builder()
+                .ttl(second)
+                .stale_while_revalidate(second)
+                .max_waiters_per_key(1)
+                .build()
+                .unwrap();
+            let slow = || async {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok(1)
+            };
+            let (first, turned_away) = tokio::join!(cache.get_or_load("secret", slow), async {
+                tokio::task::yield_now().await;
+                cache.get_or_load("secret", slow).await
+            });
+            assert_eq!(first.unwrap(), 1);
+            assert!(matches!(turned_away, Err(LoadError::Overloaded(_))));
+            tokio::time::advance(second).await;
+            assert_eq!(cache.get_or_load("secret", || async { Ok(2) }).await.unwrap(), 1);
+        });
+    });
+    let all = counts.all();
+    let count = |name: &str| all.get(name).copied().unwrap_or_default();
+    assert_eq!(count("stampede_waiters{}"), 1);
+    assert_eq!(count("stampede_shed_total{cap=waiters}"), 1);
+    assert_eq!(count("stampede_requests_total{outcome=stale}"), 1);
+    assert_eq!(count("stampede_stale_age_seconds{}"), 1);
+    assert_eq!(count("stampede_refreshes_total{}"), 1);
 }

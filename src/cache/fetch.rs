@@ -152,9 +152,10 @@ where
     fn stale_since(&self, stored: Option<Tick>, reason: StaleReason) -> Outcome {
         let engine = self.engine();
         engine.counters.stale.fetch_add(1, Ordering::Relaxed);
-        event::count_request("stale");
         let age = stored.map_or(Duration::ZERO, |stored| engine.shelf.timeline.now().since(stored));
-        Outcome::Stale { age, reason }
+        let outcome = Outcome::Stale { age, reason };
+        event::count_outcome(outcome);
+        outcome
     }
 
     /// What may be served in place of a load's result, at this moment.
@@ -175,6 +176,9 @@ where
     }
 
     fn failed(&mut self, error: LoadError<E>) -> Result<Fetched<V>, LoadError<E>> {
+        if let LoadError::Overloaded(cap) = &error {
+            event::count_shed(*cap);
+        }
         if let Some(entry) = self.stand_in() {
             return Ok(self.stale(entry, StaleReason::LoadFailed));
         }
@@ -237,7 +241,7 @@ where
                     (_, Role::Leader) => Outcome::Loaded,
                     (_, Role::Follower) => Outcome::Coalesced,
                 };
-                event::count_request(outcome.as_str());
+                event::count_outcome(outcome);
                 outcome
             }
         };

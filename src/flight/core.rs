@@ -469,9 +469,13 @@ where
             Some(landing)
         };
         state.landed = true;
+        #[cfg(feature = "metrics")]
+        let waiters = state.waiters.count();
         let herd = state.waiters.take();
         drop(state);
         herd.wake();
+        #[cfg(feature = "metrics")]
+        crate::event::count_waiters(waiters);
         if let Some(change) = change {
             self.hook.settled(change);
         }

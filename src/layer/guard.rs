@@ -17,6 +17,7 @@ use super::tier::{Tiered, group_of, group_of_mark};
 use super::uniques::Uniques;
 use super::writes::Writes;
 use crate::cache::{Entry, Mark, Shelf, Storing, mark_of};
+use crate::event::count_stale;
 use crate::flight::{FlightStats, Flights};
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
 use crate::http::origin::{Target, hash_target};
@@ -251,6 +252,13 @@ impl Guarded {
             return Storing { life, ..storing };
         }
         storing
+    }
+
+    /// Counts an answer that is past its freshness.
+    pub(super) fn count_stale(&self, entry: &Entry<Reply>) {
+        self.counters().stale.add();
+        let now = self.shelf().timeline.now();
+        count_stale(entry.times().map_or(Duration::ZERO, |times| now.since(times.stored)));
     }
 
     /// Whether a request may have what another brought, given that it has the key.

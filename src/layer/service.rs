@@ -203,8 +203,7 @@ impl<S> GuardService<S> {
             guard.counters().hits.add();
             count_request("hit");
         } else {
-            guard.counters().stale.add();
-            count_request("stale");
+            guard.count_stale(entry);
         }
         guard.tell(headers, || CacheStatus::hit(guard.ttl(entry)));
     }

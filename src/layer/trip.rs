@@ -24,7 +24,7 @@ use crate::cache::{Destination, Entry, Shelf};
 use crate::error::{LoadError, Overloaded, RemoteKind};
 #[cfg(feature = "redis")]
 use crate::event::StaleReason;
-use crate::event::{Outcome, count_request};
+use crate::event::{Outcome, count_outcome, count_request, count_shed};
 use crate::flight::{FirstPoll, Landed, Owned, Role, Run};
 use crate::http::cache_status::{CacheStatus, Forward, Ttl};
 use crate::http::conditional::Conditionals;
@@ -259,8 +259,7 @@ impl Waiting {
         let Self { guard, fallback, .. } = self;
         let entry = fallback.as_ref().filter(|entry| guard.may_serve_stale(entry))?;
         let page = entry.value.page()?;
-        guard.counters().stale.add();
-        count_request("stale");
+        guard.count_stale(entry);
         let mut response = page.respond(self.address.class, &self.conditionals, &guard.shelf().timeline);
         guard.tell(response.headers_mut(), || CacheStatus::hit(guard.ttl(entry)));
         Some(response)
@@ -304,6 +303,9 @@ impl Waiting {
         load: Option<PageLoad<S, B, R, X>>,
         joined_only: bool,
     ) -> Turn<S, B, R, X> {
+        if let LoadError::Overloaded(cap) = &error {
+            count_shed(*cap);
+        }
         let why = match (error, load) {
             // There was no GET to join.
             (LoadError::Cancelled, Some(load)) if joined_only => return Turn::Again(self.back(load)),
@@ -337,7 +339,7 @@ impl Waiting {
             Some(outcome) => (&counters.shared, outcome),
         };
         count.add();
-        count_request(outcome.as_str());
+        count_outcome(outcome);
         let mut response = page.respond(address.class, &self.conditionals, &guard.shelf().timeline);
         guard.tell(response.headers_mut(), || {
             if from.is_some() {
