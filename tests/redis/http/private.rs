@@ -65,6 +65,31 @@ async fn requests_with_credentials_never_enter_redis() {
 }
 
 #[tokio::test]
+async fn authorized_requests_that_may_share_neither_write_to_redis_nor_read_from_it() {
+    let server = Server::start();
+    let set = |builder: StampedeGuardBuilder| builder.share_authorized(true);
+    for (cache_control, may_share) in [("public, max-age=60", true), ("max-age=60", false)] {
+        let handler = Handler::counting(cache_control);
+        let a = Instance::new(&server, &handler, set).await;
+        let b = Instance::new(&server, &handler, set).await;
+        let authorized = |path: &str| with(request(path), "authorization", "Bearer secret");
+        let uri = format!("/{may_share}");
+        assert_eq!(text(a.ask(authorized(&uri)).await).await, "run 1");
+        assert_eq!(a.tier.stats().operations, 0);
+        assert_eq!(b.get(&uri).await, "run 2");
+        b.published(1).await;
+        // In the instance that has it from Redis, too, only what says so is for the authorized.
+        let other = format!("/other-{may_share}");
+        assert_eq!(b.get(&other).await, "run 3");
+        b.published(2).await;
+        assert_eq!(a.get(&other).await, "run 3");
+        let own = text(a.ask(authorized(&other)).await).await;
+        assert_eq!(own, if may_share { "run 3" } else { "run 4" });
+    }
+    assert!(!everything(&server).contains("secret"));
+}
+
+#[tokio::test]
 async fn pages_of_a_principal_stay_in_their_instance_and_so_do_the_credentials() {
     let server = Server::start();
     let handler = Handler::counting("max-age=60");
