@@ -1,9 +1,12 @@
 //! What the protocol does where the public face cannot see it.
 
-use super::super::plan::{Borrowed, Owned};
+use super::super::plan::{Borrowed, Owned, Plan};
+use super::super::run::{FirstPoll, Run};
 use super::*;
 use crate::sync::Mutex;
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::Context;
 
 type Numbers = Flights<u64, u64, Infallible, ()>;
 
@@ -133,4 +136,35 @@ fn a_flight_that_cannot_be_linked_takes_no_place() {
     assert_eq!(places(&flights), (1, 1));
     flights.land(&alone, Landing::Abandoned);
     assert_eq!(places(&flights), (0, 0));
+}
+
+#[test]
+fn a_leader_that_panics_before_its_load_leaves_the_key_free() {
+    struct Shelf;
+    impl Settle<u64, u64, Infallible> for Shelf {
+        type Change = ();
+
+        fn prepare(&self, _: &u64, _: &mut Result<u64, LoadError<Infallible>>) {}
+
+        fn settle(&self, _: &u64, (): &mut ()) {}
+
+        fn settled(&self, (): ()) {}
+    }
+    struct Panics;
+    impl Plan<u64, u64, Infallible> for Panics {
+        fn recheck(&mut self, _: &u64) -> Option<u64> {
+            panic!("in the user's code")
+        }
+
+        fn load(self) -> BoxLoad<u64, Infallible> {
+            unreachable!("it does not come to that")
+        }
+    }
+    let flights = Flights::new(FlightConfig::default(), Shelf);
+    let mut run = Run::new(&flights, Owned(1), Panics, FirstPoll::Inline);
+    let polled = catch_unwind(AssertUnwindSafe(|| {
+        Pin::new(&mut run).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }));
+    assert!(polled.is_err());
+    assert_eq!(flights.in_flight(), 0);
 }
