@@ -10,7 +10,7 @@ use redis::{Pipeline, RedisError, Value};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::{RedisConfig, RedisTierError};
 use super::connector::{Connector, Wire};
@@ -169,8 +169,10 @@ impl RedisTier {
         let tasks = [tokio::spawn(commands), tokio::spawn(events)];
         let tier = Self(Arc::new(Tier { core, tasks }));
         if is_there {
-            // So that the first caller need not wait for it, and no event is missed from here on.
-            let _ = timeout(connector.timeout(), begun.notified()).await;
+            // So that the first caller need not wait for it nor go without, and no event is missed from here on.
+            let until = Instant::now() + connector.timeout();
+            let _ = timeout_at(until, begun.notified()).await;
+            tier.0.core.link.wait_up(until).await;
         }
         Ok(tier)
     }

@@ -525,6 +525,15 @@ async fn a_caller_of_many_that_leaves_before_its_loader_is_called_leaves_nobody_
 }
 
 #[tokio::test]
+async fn a_tier_is_up_once_it_is_connected() {
+    let server = Server::start();
+    for _ in 0..50 {
+        let stats = tier(&server).await.stats();
+        assert!(!stats.circuit_open && stats.subscribed, "{stats:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_cache_on_a_tier_needs_a_name() {
     let server = Server::start();
     let tier = tier(&server).await;
