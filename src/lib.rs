@@ -106,6 +106,8 @@ mod policy;
 mod redis;
 #[cfg(feature = "cache")]
 mod rng;
+#[cfg(feature = "cache")]
+mod stable_hash;
 mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;

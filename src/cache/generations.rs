@@ -3,6 +3,7 @@
 //! One counter orders invalidations. A load is born at the counter's value when it starts; whatever is
 //! invalidated later has a higher mark, so the load's result is void however late it comes.
 
+use crate::stable_hash::folded;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Tags share this many marks. Two tags on one mark cost a reload when either is invalidated, nothing else.
@@ -23,14 +24,11 @@ pub(crate) struct Born(u64);
 /// A tag's mark.
 pub(crate) type Mark = u16;
 
-/// The mark of a tag: FNV-1a, folded. The same in every instance, whatever it was built with; tags are the service's
-/// own, so nobody gains by finding two of one mark.
+/// The mark of a tag, the same in every instance, whatever it was built with; tags are the service's own, so nobody
+/// gains by finding two of one mark.
 #[allow(clippy::cast_possible_truncation)]
 pub(crate) fn mark_of(tag: impl AsRef<[u8]>) -> Mark {
-    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0100_0000_01b3;
-    let hash = tag.as_ref().iter().fold(BASIS, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    ((hash ^ (hash >> 32)) % MARKS as u64) as Mark
+    (folded(tag.as_ref()) % MARKS as u64) as Mark
 }
 
 impl Generations {

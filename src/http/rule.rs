@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName};
 
 use crate::http::cookies::CookieRule;
 use crate::http::headers;
+use crate::stable_hash::Fnv1a;
 
 /// Changes when the default list or the layout of keys does, so that a store shared by two versions of this crate
 /// never mixes their keys.
@@ -189,10 +190,10 @@ impl KeyRule {
         let mut hash = Fnv1a::default();
         hash.write(&[RULE_VERSION, u8::from(self.authorization), u8::from(self.only.is_some())]);
         let only = self.only.as_deref().unwrap_or_default();
-        hash.list(only.iter().map(HeaderName::as_str));
-        hash.list(self.ignored.iter().map(HeaderName::as_str));
-        hash.list(self.cookies.ignored().iter().map(String::as_str));
-        hash.list(self.cookies.keyed().iter().map(String::as_str));
+        write_list(&mut hash, only.iter().map(HeaderName::as_str));
+        write_list(&mut hash, self.ignored.iter().map(HeaderName::as_str));
+        write_list(&mut hash, self.cookies.ignored().iter().map(String::as_str));
+        write_list(&mut hash, self.cookies.keyed().iter().map(String::as_str));
         #[cfg(feature = "grpc")]
         if self.calls {
             hash.write(b"grpc");
@@ -210,37 +211,11 @@ fn sort_set(names: &mut Vec<HeaderName>) {
     names.dedup();
 }
 
-/// A number that is the same for the same bytes in every process.
-#[cfg(feature = "redis")]
-pub(crate) fn stable_hash(bytes: &[u8]) -> u64 {
-    let mut hash = Fnv1a::default();
-    hash.write(bytes);
-    hash.0 ^ (hash.0 >> 32)
-}
-
-/// FNV-1a, 64 bits: the same in every process, which `std`'s hashers do not promise. It tells an operator's few
-/// settings apart, and sorts what is voided together into groups: who makes two fall into one gains a reload.
-struct Fnv1a(u64);
-
-impl Default for Fnv1a {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv1a {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    fn list<'a>(&mut self, names: impl ExactSizeIterator<Item = &'a str>) {
-        self.write(&(names.len() as u64).to_be_bytes());
-        for name in names {
-            self.write(&(name.len() as u64).to_be_bytes());
-            self.write(name.as_bytes());
-        }
+fn write_list<'a>(hash: &mut Fnv1a, names: impl ExactSizeIterator<Item = &'a str>) {
+    hash.write(&(names.len() as u64).to_be_bytes());
+    for name in names {
+        hash.write(&(name.len() as u64).to_be_bytes());
+        hash.write(name.as_bytes());
     }
 }
 

@@ -16,8 +16,8 @@ use crate::cache::{MARKS, Mark};
 use crate::coordinate::{EventSink, Group, Member, Membership, SharedTier, Token};
 use crate::http::key::without_generation;
 use crate::http::origin::Target;
-use crate::http::rule::stable_hash;
 use crate::http::wire;
+use crate::stable_hash::folded;
 use crate::sync::{AtomicU64, Ordering};
 
 /// URLs share this many groups, whatever their host. Those of tags come after them.
@@ -25,7 +25,7 @@ const TARGETS: u32 = 1 << 14;
 
 #[allow(clippy::cast_possible_truncation)]
 pub(super) fn group_of(target: &Target<'_>) -> Group {
-    Group((stable_hash(target.path_and_query.as_bytes()) % u64::from(TARGETS)) as u32)
+    Group((folded(target.path_and_query.as_bytes()) % u64::from(TARGETS)) as u32)
 }
 
 pub(super) fn group_of_mark(mark: Mark) -> Group {
