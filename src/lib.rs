@@ -63,6 +63,7 @@
 //! | `grpc` | no | [`GrpcStampedeGuard`]: unary gRPC methods that opted in, under tonic or axum |
 //! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
+//! | `tracing` | yes | with `layer` or `redis`: a `tracing` span for each load; warnings |
 //! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
 //! | `test-util` | no | [`ManualClock`]; with `redis`, a tier in memory that fails at will |
@@ -74,9 +75,12 @@
 //! `stampede_waiters`, how many callers waited for a load when it ended; with `redis`, too: `stampede_lock_wait_seconds{of}` (`load`: for a load in another
 //! instance, `lock`: in `RedisLock::acquire`), `stampede_publications_total{result}` (`ok`, `superseded`, `local`),
 //! `stampede_redis_errors_total{kind}` (`timeout`, `connection`, `refused`, `malformed`) and the gauge
-//! `stampede_redis_circuit_open{namespace}`, 1 while callers go on without Redis. A caller that waits for another instance
-//! does so in the `tracing` span `shared_wait`, and the load that it waits for runs in a span `shared_load` of the same
-//! `token`; both are at level debug. No label or span holds a key or a value.
+//! `stampede_redis_circuit_open{namespace}`, 1 while callers go on without Redis.
+//!
+//! With `tracing`, each load runs in a span `load` within the span of the caller that started it (in that one itself, if
+//! the subscriber does not want level debug), and the span of each caller that waits for it follows from it. With `redis`,
+//! a caller that waits for another instance does so in the span `shared_wait`, and the load that it waits for runs in a
+//! span `shared_load` of the same `token`. All are at level debug. No label or span holds a key or a value.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -111,6 +115,7 @@ mod stable_hash;
 mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
+mod trace;
 
 #[cfg(feature = "redis-sentinel")]
 pub use crate::redis::RedisCredentials;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LEVELS: [&[&str]; 5] =
     [FOUNDATIONS, &["policy", "flight", "coordinate"], &["cache", "redis"], &["http"], &["layer"]];
 const FOUNDATIONS: &[&str] =
-    &["sync", "clock", "rng", "error", "event", "codec", "deferred", "invalidation", "stable_hash"];
+    &["sync", "clock", "rng", "error", "event", "codec", "deferred", "invalidation", "stable_hash", "trace"];
 /// On their own level, these may use each other: the seam and the errors are used by everything.
 const FOUNDATION: &[&str] = &["sync", "error", "clock"];
 /// Used by tests of other crates, above everything.

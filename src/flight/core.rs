@@ -375,7 +375,9 @@ where
             self.leave_unattended();
         }
         state.unwanted = false;
+        let span = state.span.clone();
         drop(state);
+        span.link();
         self.counters.coalesced.add();
         Ok(seat)
     }
@@ -472,6 +474,7 @@ where
         #[cfg(feature = "metrics")]
         let waiters = state.waiters.count();
         let herd = state.waiters.take();
+        let _over = std::mem::take(&mut state.span);
         drop(state);
         herd.wake();
         #[cfg(feature = "metrics")]

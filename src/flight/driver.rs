@@ -20,6 +20,7 @@ use super::state::{Flight, HandedOver, Landing};
 use super::table::Hold;
 use crate::error::{LoadError, Panicked, TimedOut};
 use crate::sync::{self, Arc};
+use crate::trace::LoadSpan;
 
 impl<K, V, E, H> Flights<K, V, E, H>
 where
@@ -66,6 +67,7 @@ where
     /// Until it is done.
     hold: Option<Hold<K, V, E>>,
     link: Option<Arc<Link>>,
+    span: LoadSpan,
 }
 
 impl<'a, K, V, E, H> Lead<'a, K, V, E, H>
@@ -76,7 +78,7 @@ where
     H: Settle<K, V, E>,
 {
     pub(super) fn new(flights: &'a Arc<Flights<K, V, E, H>>, hold: Hold<K, V, E>) -> Self {
-        Self { flights, hold: Some(hold), link: None }
+        Self { flights, hold: Some(hold), link: None, span: LoadSpan::default() }
     }
 
     /// What the plan has without loading. An entry has been counted as a load already.
@@ -101,11 +103,19 @@ where
                 flight.place
             }
         };
+        self.span = LoadSpan::new();
+        if self.span.is_some()
+            && let Hold::Flight(flight) = hold
+        {
+            flight.state.lock().span = self.span.clone();
+        }
         let id = self.flights.table.id(place);
         let mut load = None;
         let (came, link) = lineage::within_first(id, || {
-            let load = load.insert(plan.load());
-            context.map_or(Poll::Pending, |context| load.as_mut().poll(context))
+            self.span.within(|| {
+                let load = load.insert(plan.load());
+                context.map_or(Poll::Pending, |context| load.as_mut().poll(context))
+            })
         });
         self.link = link;
         (load, polled(came))
@@ -141,14 +151,14 @@ where
         context: Option<&mut Context<'_>>,
     ) -> Option<Arc<Flight<K, V, E>>> {
         let leader = context.map(|context| context.waker().clone());
-        let link = self.link.take();
-        let mut over = Some(HandedOver { load, leader, link: link.clone() });
+        let (link, span) = (self.link.take(), std::mem::take(&mut self.span));
+        let mut over = Some(HandedOver { load, leader, link: link.clone(), span: span.clone() });
         let flight = match self.hold.take()? {
             Hold::Flight(flight) => flight,
             Hold::Entry(place) => self.flights.table.go_on(place, &mut over),
         };
-        let lead =
-            TaskLead { flights: Arc::clone(self.flights), flight: Arc::clone(&flight), link, done: false };
+        let (flights, joined) = (Arc::clone(self.flights), Arc::clone(&flight));
+        let lead = TaskLead { flights, flight: joined, link, span, done: false };
         if let Some(over) = over {
             flight.hand_over(over);
         }
@@ -268,6 +278,7 @@ where
     flights: Arc<Flights<K, V, E, H>>,
     flight: Arc<Flight<K, V, E>>,
     link: Option<Arc<Link>>,
+    span: LoadSpan,
     done: bool,
 }
 
@@ -281,7 +292,8 @@ where
     /// One poll of the load, as part of this flight.
     fn poll_load(&mut self, load: &mut BoxLoad<V, E>, cx: &mut Context<'_>) -> Polled<V, E> {
         let id = self.flights.table.id(self.flight.place);
-        let (came, link) = lineage::within(id, self.link.take(), || load.as_mut().poll(cx));
+        let (came, link) =
+            lineage::within(id, self.link.take(), || self.span.within(|| load.as_mut().poll(cx)));
         self.link = link;
         polled(came)
     }

@@ -316,7 +316,12 @@ fn a_load_that_somebody_wants_again_is_kept() {
         let board = || flights.board(&mut Some((Owned(KEY), ())), Waker::noop());
         let Boarding::Leads(Hold::Flight(flight), ()) = board() else { panic!("nothing is in flight") };
         let load = Loads { cache: cache.clone(), yields: false }.load();
-        flight.hand_over(HandedOver { load, leader: Some(Waker::noop().clone()), link: None });
+        flight.hand_over(HandedOver {
+            load,
+            leader: Some(Waker::noop().clone()),
+            link: None,
+            span: crate::trace::LoadSpan::default(),
+        });
         flight.driven_by(sync::spawn(async {}));
         let wanted_again = Arc::new(sync::AtomicBool::new(false));
         let (there, driven, wanted) = (cache.clone(), Arc::clone(&flight), Arc::clone(&wanted_again));

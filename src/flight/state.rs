@@ -8,6 +8,7 @@ use super::table::Place;
 use super::waiters::{LEADER, Waiters};
 use crate::error::LoadError;
 use crate::sync::{Arc, Mutex, OnceLock};
+use crate::trace::LoadSpan;
 
 /// How a flight ended.
 pub(super) enum Landing<V, E> {
@@ -52,6 +53,8 @@ pub(super) struct State<V, E> {
     pub(super) driver: Option<Waker>,
     /// The leader's, if there is one, for as long as it waits.
     pub(super) link: Option<Arc<Link>>,
+    /// The load's, while it runs: who comes to wait is linked to it.
+    pub(super) span: LoadSpan,
     #[cfg(all(test, stampede_loom))]
     task: Option<crate::sync::AbortHandle>,
 }
@@ -62,6 +65,7 @@ pub(super) struct HandedOver<V, E> {
     /// None if nobody led.
     pub(super) leader: Option<Waker>,
     pub(super) link: Option<Arc<Link>>,
+    pub(super) span: LoadSpan,
 }
 
 impl<V, E> State<V, E> {
@@ -76,6 +80,7 @@ impl<V, E> State<V, E> {
             load: None,
             driver: None,
             link: None,
+            span: LoadSpan::default(),
             #[cfg(all(test, stampede_loom))]
             task: None,
         }
@@ -189,6 +194,7 @@ impl<V, E> State<V, E> {
     fn receive(&mut self, over: HandedOver<V, E>) {
         self.load = Some(over.load);
         self.link = over.link;
+        self.span = over.span;
         self.waiters.lead(over.leader);
         self.boarding = false;
     }

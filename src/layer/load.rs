@@ -5,7 +5,6 @@ use std::sync::Arc;
 use http::{Request, Response};
 use tokio::sync::oneshot;
 use tower::util::Oneshot;
-use tracing::Instrument;
 
 use super::address::Address;
 use super::body::GuardBody;
@@ -75,12 +74,11 @@ where
     }
 
     fn load(self) -> BoxLoad<PageArrival, Failure> {
-        let span = tracing::Span::current();
         #[cfg(feature = "redis")]
         if let Some(tier) = shared::tier_of(&self) {
-            return Box::pin(shared::load(tier, self).instrument(span));
+            return Box::pin(shared::load(tier, self));
         }
-        Box::pin(self.run().instrument(span))
+        Box::pin(self.run())
     }
 }
 

@@ -59,8 +59,8 @@ use crate::invalidation::Invalidation;
 /// | body breaks off | a body error | a body error; 502 if they had no head yet |
 /// | is dropped with its runtime | 503 | 503 |
 ///
-/// A handler that runs for several clients runs in a task of its own, in the tracing span of the request that
-/// started it; task-locals set by outer layers do not reach it.
+/// A handler that runs for several clients runs in a task of its own, in a tracing span within that of the request
+/// that started it; the spans of the requests that wait for it follow from it. Task-locals set by outer layers do not reach it.
 #[derive(Clone, Debug)]
 pub struct StampedeGuard {
     guard: Arc<Guarded>,
