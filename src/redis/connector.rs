@@ -257,6 +257,25 @@ impl Connector {
         }
     }
 
+    /// What keeps a cluster out of reach for good, if the nodes of the URL agree. Its client only says that it reached
+    /// none, and takes its time.
+    #[cfg(feature = "redis-cluster")]
+    pub(super) async fn refusal(&self) -> Option<RedisTierError> {
+        let Kind::Cluster(_, seeds) = &self.kind else { return None };
+        let (settings, mut refusal) = (self.settings(), None);
+        for seed in seeds {
+            let error = seed.get_multiplexed_async_connection_with_config(&settings).await.err()?;
+            refusal = Some(self.lasting(&error)?);
+        }
+        refusal
+    }
+
+    #[cfg(not(feature = "redis-cluster"))]
+    #[allow(clippy::unused_async, clippy::unused_self)] // as with the feature
+    pub(super) async fn refusal(&self) -> Option<RedisTierError> {
+        None
+    }
+
     /// A connection for events. In a cluster every node hears them all, so any will do.
     pub(super) async fn events(
         &self,

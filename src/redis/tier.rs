@@ -137,6 +137,9 @@ impl RedisTier {
             Err(_) => None,
         };
         if first.is_none() {
+            if let Ok(Some(refusal)) = timeout(connector.timeout(), connector.refusal()).await {
+                return Err(refusal);
+            }
             if connector.answers_without_tls().await {
                 return Err(RedisTierError::Tls("the server answers without it".into()));
             }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -55,25 +55,37 @@ impl Server {
 
     /// With further arguments for `redis-server`.
     pub(crate) fn start_with(args: &[&str]) -> Self {
-        Self::start_at(free_port(), args)
+        // Another process may have taken the port meanwhile.
+        let started = (0..5).find_map(|_| Self::try_start_at(free_port(), args).ok());
+        started.expect("redis-server runs on a free port")
     }
 
     pub(crate) fn start_at(port: u16, args: &[&str]) -> Self {
+        Self::try_start_at(port, args).unwrap_or_else(|status| panic!("redis-server ended: {status}"))
+    }
+
+    fn try_start_at(port: u16, args: &[&str]) -> Result<Self, ExitStatus> {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
         let folder = Folder::new();
         let child = spawn(port, &folder, &args);
         let mut server = Self { child, port, folder, args };
-        server.wait_until_it_answers();
-        server
+        server.wait_until_it_answers()?;
+        Ok(server)
     }
 
     /// A sentinel that watches a master by the name of `mymaster`.
     #[cfg(feature = "redis-sentinel")]
     pub(crate) fn sentinel(master: u16) -> Self {
+        Self::sentinel_with(master, "")
+    }
+
+    /// With further lines for its file.
+    #[cfg(feature = "redis-sentinel")]
+    pub(crate) fn sentinel_with(master: u16, lines: &str) -> Self {
         let (folder, port) = (Folder::new(), free_port());
         let file = folder.0.join("sentinel.conf");
         let settings = format!(
-            "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {master} 1\n\
+            "port {port}\nbind 127.0.0.1\n{lines}sentinel monitor mymaster 127.0.0.1 {master} 1\n\
              sentinel down-after-milliseconds mymaster 400\nsentinel failover-timeout mymaster 2000\n"
         );
         std::fs::write(&file, settings).unwrap();
@@ -81,7 +93,7 @@ impl Server {
         command.arg(&file).arg("--sentinel").current_dir(&folder.0);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mut server = Self { child, port, folder, args: Vec::new() };
-        server.wait_until_it_answers();
+        server.wait_until_it_answers().expect("a sentinel runs");
         server
     }
 
@@ -93,14 +105,17 @@ impl Server {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    fn wait_until_it_answers(&mut self) {
+    fn wait_until_it_answers(&mut self) -> Result<(), ExitStatus> {
         let until = Instant::now() + PATIENCE;
+        // Nobody else on that port. A server with a password says who it is to nobody.
+        let own = format!("process_id:{}\r\n", self.child.id());
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("redis-server ended: {status}");
+                return Err(status);
             }
-            if try_raw(self.port, b"PING\r\n").is_some_and(|answer| !answer.starts_with("-LOADING")) {
-                return;
+            let answer = try_raw(self.port, b"INFO server\r\n").unwrap_or_default();
+            if answer.contains(&own) || answer.starts_with("-NOAUTH") {
+                return Ok(());
             }
             assert!(Instant::now() < until, "redis-server does not answer");
             std::thread::sleep(Duration::from_millis(5));
@@ -128,7 +143,7 @@ impl Server {
     pub(crate) fn restart(&mut self) {
         self.kill();
         self.child = spawn(self.port, &self.folder, &self.args);
-        self.wait_until_it_answers();
+        self.wait_until_it_answers().expect("it runs again");
     }
 
     /// One command, its words parted by blanks, and its answer as it comes.

@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use stampede_guard::{Outcome, RedisConfig, RedisTier, RedisTierError, RedisTls};
 
 use crate::calls::{cache, fetch, loaded, published};
-use crate::server::{Folder, Server, quick, until};
+use crate::server::{Folder, Server, free_port, quick, until};
 
 /// An authority, and certificates that it signed.
 struct Authority {
@@ -32,32 +32,36 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    /// A server with a certificate for this host, that wants to see one of its clients as well, or not.
-    fn serve(&self, host: &str, clients: &str) -> (Server, u16, Folder) {
-        let folder = Folder::new();
+    /// What a server needs to speak TLS: the names of settings, and their values. The files lie in `folder`.
+    fn settings(&self, host: &str, clients: &str, port: u16, folder: &Folder) -> [(&'static str, String); 5] {
         let (certificate, key) = self.sign(host);
         let file = |name: &str, text: &str| {
             let path = folder.0.join(name);
             std::fs::write(&path, text).unwrap();
             path.to_str().unwrap().to_string()
         };
-        let port = crate::server::free_port();
-        let files = [file("cert.pem", &certificate), file("key.pem", &key), file("ca.pem", &self.pem)];
-        let [certificate, key, ca] = &files;
-        let port_text = port.to_string();
-        let server = Server::start_with(&[
-            "--tls-port",
-            &port_text,
-            "--tls-cert-file",
-            certificate,
-            "--tls-key-file",
-            key,
-            "--tls-ca-cert-file",
-            ca,
-            "--tls-auth-clients",
-            clients,
-        ]);
-        (server, port, folder)
+        [
+            ("tls-port", port.to_string()),
+            ("tls-cert-file", file("cert.pem", &certificate)),
+            ("tls-key-file", file("key.pem", &key)),
+            ("tls-ca-cert-file", file("ca.pem", &self.pem)),
+            ("tls-auth-clients", clients.to_string()),
+        ]
+    }
+
+    /// A server with a certificate for this host, that wants to see one of its clients as well, or not.
+    fn serve(&self, host: &str, clients: &str) -> (Server, u16, Folder) {
+        self.serve_with(host, clients, &[])
+    }
+
+    /// With further arguments.
+    fn serve_with(&self, host: &str, clients: &str, more: &[&str]) -> (Server, u16, Folder) {
+        let (folder, port) = (Folder::new(), free_port());
+        let settings = self.settings(host, clients, port, &folder);
+        let settings = settings.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
+        let args: Vec<_> = settings.chain(more.iter().map(ToString::to_string)).collect();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        (Server::start_with(&args), port, folder)
     }
 
     fn trusted(&self) -> RedisTls {
@@ -131,4 +135,59 @@ async fn where_there_is_no_trust_the_error_says_what_to_check() {
     let (_other, port, _folder) = authority.serve("10.0.0.1", "no");
     let text = refused(connect(&format!("rediss://127.0.0.1:{port}"), authority.trusted()).await);
     assert!(text.contains("for the host in the URL"), "{text}");
+}
+
+/// Two instances share what one of them loads.
+async fn share(url: &str, authority: &Authority, keys: u64) {
+    let one = connect(url, authority.trusted()).await.unwrap();
+    let two = connect(url, authority.trusted()).await.unwrap();
+    let there = |tier: &RedisTier| tier.stats().subscribed && !tier.stats().circuit_open;
+    until("both are there", || there(&one) && there(&two)).await;
+    let (a, b) = (cache(&one), cache(&two));
+    for key in 1..=keys {
+        assert_eq!(fetch(&a, key, "value").await, loaded("value"));
+        published(&one, key).await;
+        assert_eq!(fetch(&b, key, "unused").await, ("value".into(), Outcome::SharedHit));
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_over_tls_is_shared_by_its_instances() {
+    let authority = Authority::new();
+    let node = || {
+        let bus = free_port().to_string();
+        let cluster = ["--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", &bus];
+        (authority.serve_with("127.0.0.1", "no", &cluster), bus)
+    };
+    let (first, second) = (node(), node());
+    for (((node, ..), _), slots) in [(&first, "0 8191"), (&second, "8192 16383")] {
+        assert_eq!(node.command(&format!("CLUSTER ADDSLOTSRANGE {slots}")), "+OK\r\n");
+    }
+    let ((node, port, _), bus) = &second;
+    node.command("CLUSTER SET-CONFIG-EPOCH 2");
+    let met = first.0.0.command(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}"));
+    assert_eq!(met, "+OK\r\n");
+    let is_whole = |node: &Server| node.command("CLUSTER INFO").contains("cluster_state:ok");
+    until("it is whole", || is_whole(&first.0.0) && is_whole(node)).await;
+    // The one seed leads to the other node.
+    share(&format!("rediss-cluster://127.0.0.1:{}", first.0.1), &authority, 20).await;
+    let url = format!("rediss-cluster://127.0.0.1:{port}");
+    let text = refused(connect(&url, Authority::new().trusted()).await);
+    assert!(text.contains("RedisConfig::tls"), "{text}");
+}
+
+#[tokio::test]
+async fn sentinel_over_tls_leads_to_its_master_over_tls() {
+    let authority = Authority::new();
+    let (_master, master, _folder) = authority.serve_with("127.0.0.1", "no", &["--tls-replication", "yes"]);
+    let (folder, port) = (Folder::new(), free_port());
+    let settings = authority.settings("127.0.0.1", "no", port, &folder);
+    let lines = settings.map(|(name, value)| format!("{name} {value}\n")).concat();
+    let sentinel = Server::sentinel_with(master, &format!("{lines}tls-replication yes\n"));
+    until("it sees the master", || {
+        let seen = sentinel.command("SENTINEL MASTER mymaster");
+        seen.contains("role-reported") && !seen.contains("s_down") && !seen.contains("disconnected")
+    })
+    .await;
+    share(&format!("rediss-sentinel://127.0.0.1:{port}/mymaster"), &authority, 3).await;
 }

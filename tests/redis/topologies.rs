@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use stampede_guard::{Outcome, RedisConfig, RedisCredentials, RedisLock, RedisTier, StampedeCache};
+use stampede_guard::{
+    Outcome, RedisConfig, RedisCredentials, RedisLock, RedisTier, RedisTierError, StampedeCache,
+};
 
 use crate::calls::{Cache, cache, fetch, published};
 use crate::proxy::Proxy;
@@ -180,6 +182,25 @@ async fn sentinels_have_credentials_of_their_own() {
     assert!(without.is_err() || without.is_ok_and(|tier| tier.stats().circuit_open));
     let shown = format!("{:?}", credentials("hunter2"));
     assert!(shown.contains("watcher") && !shown.contains("hunter2"), "{shown}");
+}
+
+#[tokio::test]
+async fn what_a_cluster_or_a_sentinel_does_not_accept_is_said() {
+    let node = Server::start_with(&["--cluster-enabled", "yes", "--cluster-port", &free_port().to_string()]);
+    node.command("CLUSTER ADDSLOTSRANGE 0 16383");
+    until("it is whole", || node.command("CLUSTER INFO").contains("cluster_state:ok")).await;
+    node.command("CONFIG SET requirepass right");
+    let refused = async |url: String| RedisTier::connect(&url, quick()).await.unwrap_err();
+    let error = refused(format!("redis-cluster://:wrong@127.0.0.1:{}", node.port)).await;
+    assert!(matches!(error, RedisTierError::Credentials(_)), "{error}");
+    let error = refused(format!("redis-cluster://127.0.0.1:{}", node.port)).await;
+    assert!(matches!(error, RedisTierError::Credentials(_)), "{error}");
+
+    let master = Server::start();
+    let sentinel = Server::sentinel(master.port);
+    master.command("CONFIG SET requirepass right");
+    let error = refused(format!("redis-sentinel://:wrong@127.0.0.1:{}/mymaster", sentinel.port)).await;
+    assert!(matches!(error, RedisTierError::Credentials(_)), "{error}");
 }
 
 #[tokio::test]
