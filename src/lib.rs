@@ -63,7 +63,7 @@
 //! | `grpc` | no | [`GrpcStampedeGuard`]: unary gRPC methods that opted in, under tonic or axum |
 //! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
-//! | `tracing` | yes | with `layer` or `redis`: a `tracing` span for each load; warnings |
+//! | `tracing` | with `layer`, `redis` | a span for each load, from which the spans of those who wait follow; warnings |
 //! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
 //! | `test-util` | no | [`ManualClock`]; with `redis`, a tier in memory that fails at will |
