@@ -24,7 +24,7 @@ use super::loaded::{LoadContext, Loaded};
 use super::shared::Gate;
 use crate::error::{LoadError, Panicked, RemoteKind};
 use crate::event;
-use crate::flight::{Fault, Key, Owned, Value};
+use crate::flight::{self, Fault, Joint, Key, Lead, Owned, Value};
 use crate::sync::{self, Mutex};
 
 /// What a batch has for one of its keys, and what it took; no value if the loader left the key out.
@@ -36,6 +36,7 @@ pub(super) struct Part<V, E> {
 /// A key that this call leads, and where its flight waits.
 struct Seat<K, V, E> {
     key: K,
+    lead: Option<Lead>,
     part: oneshot::Sender<Part<V, E>>,
 }
 
@@ -148,7 +149,7 @@ impl<K: Key, V, E> Member<K, V, E> {
             boarding.late.insert(self.key.clone());
             return None;
         }
-        boarding.seats.push(Seat { key: self.key.clone(), part });
+        boarding.seats.push(Seat { key: self.key.clone(), lead: flight::current(), part });
         drop(boarding);
         // Only now: who waits for the last decision finds the seat taken.
         if let Some(ticket) = &self.ticket {
@@ -306,6 +307,7 @@ async fn fly<K, V, E, Fut>(
     Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
 {
     let engine = &flights.hook;
+    let joint = Joint::new(seats.iter().filter_map(|seat| seat.lead.as_ref()));
     let governed = async {
         let permit = engine.permit(permit).await;
         let started = engine.shelf.timeline.now();
@@ -322,7 +324,12 @@ async fn fly<K, V, E, Fut>(
                 seat.part.closed().await;
             }
         });
-        poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| governed.as_mut().poll(cx))) {
+        // As part of all its flights: a loader that asks for one of their keys would wait for itself.
+        let mut within = |cx: &mut Context<'_>| match &joint {
+            Some(joint) => joint.within(|| governed.as_mut().poll(cx)),
+            None => catch_unwind(AssertUnwindSafe(|| governed.as_mut().poll(cx))),
+        };
+        poll_fn(|cx| match within(cx) {
             Err(payload) => Poll::Ready(Some(Err(Panicked::new(payload)))),
             Ok(Poll::Ready(landed)) => Poll::Ready(Some(Ok(landed))),
             Ok(Poll::Pending) => deserted.as_mut().poll(cx).map(|()| None),

@@ -253,8 +253,7 @@ where
     /// # Panics
     ///
     /// Outside a Tokio runtime, if `load` is needed; on one without a timer as [`get_or_load`](Self::get_or_load). A
-    /// panic of `load` is the [`LoadError::Panicked`] of the keys it was called for. That it asks for one of them
-    /// itself is not seen: such a load ends by [`load_timeout`](StampedeCacheBuilder::load_timeout).
+    /// panic of `load` is the [`LoadError::Panicked`] of the keys it was called for.
     ///
     /// # Cancel safety
     ///

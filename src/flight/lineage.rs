@@ -16,7 +16,7 @@ use crate::sync::{Arc, Mutex, thread_local};
 
 /// One flight among all of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FlightId {
+pub(crate) struct FlightId {
     /// The number of its group.
     pub(super) group: u64,
     /// Its number within the group.
@@ -26,13 +26,29 @@ pub(super) struct FlightId {
 /// A flight, seen by the loads it started.
 pub(super) struct Link {
     id: FlightId,
+    /// Those that wait for the same load as this one.
+    #[cfg(feature = "cache")]
+    beside: Vec<FlightId>,
     /// The flight whose loader waits for this one.
     parent: Mutex<Option<Arc<Link>>>,
 }
 
 impl Link {
     fn new(id: FlightId, parent: Option<Arc<Self>>) -> Arc<Self> {
-        Arc::new(Self { id, parent: Mutex::new(parent) })
+        Arc::new(Self {
+            id,
+            #[cfg(feature = "cache")]
+            beside: Vec::new(),
+            parent: Mutex::new(parent),
+        })
+    }
+
+    fn is(&self, id: FlightId) -> bool {
+        #[cfg(feature = "cache")]
+        if self.beside.contains(&id) {
+            return true;
+        }
+        self.id == id
     }
 
     /// The leader waits no longer: what runs on is for others.
@@ -91,6 +107,39 @@ pub(super) fn within_first<T>(id: FlightId, run: impl FnOnce() -> T) -> (Result<
     (came, replace(outer).and_then(|current| current.link))
 }
 
+/// The flight that the code that runs now is part of, if it is of one.
+#[cfg(feature = "cache")]
+pub(crate) fn current() -> Option<Lead> {
+    let mut current = replace(None)?;
+    let link = Arc::clone(current.link.get_or_insert_with(|| Link::new(current.id, None)));
+    replace(Some(current));
+    Some(Lead(link))
+}
+
+/// A flight that waits for a load which several share.
+#[cfg(feature = "cache")]
+pub(crate) struct Lead(Arc<Link>);
+
+/// Flights that wait for one load.
+#[cfg(feature = "cache")]
+pub(crate) struct Joint(Arc<Link>);
+
+#[cfg(feature = "cache")]
+impl Joint {
+    /// None without any. All were led by one caller, so what waits for the first waits for all.
+    pub(crate) fn new<'a>(mut leads: impl Iterator<Item = &'a Lead>) -> Option<Self> {
+        let Lead(first) = leads.next()?;
+        let beside = leads.map(|Lead(link)| link.id).collect();
+        let parent = Mutex::new(Some(Arc::clone(first)));
+        Some(Self(Arc::new(Link { id: first.id, beside, parent })))
+    }
+
+    /// Runs code of the load that they wait for.
+    pub(crate) fn within<T>(&self, run: impl FnOnce() -> T) -> Result<T> {
+        within(self.0.id, Some(Arc::clone(&self.0)), run).0
+    }
+}
+
 /// True if the code that runs now is part of a load.
 #[cfg(feature = "layer")]
 pub(super) fn is_inside() -> bool {
@@ -103,9 +152,9 @@ pub(super) fn waits_for_us(id: FlightId) -> bool {
         if current.id == id {
             return true;
         }
-        let mut next = current.link.as_ref().and_then(|link| link.parent.lock().clone());
+        let mut next = current.link.clone();
         while let Some(ancestor) = next {
-            if ancestor.id == id {
+            if ancestor.is(id) {
                 return true;
             }
             let above = ancestor.parent.lock().clone();

@@ -25,6 +25,7 @@ pub use stats::FlightStats;
 pub(crate) use self::{
     bounds::{Fault, Key, Value},
     core::{FlightConfig, Flights, Settle},
+    lineage::{Joint, Lead, current},
     plan::{Borrowed, BoxLoad, KeySource, Owned, Plan},
     run::{Finish, FirstPoll, Landed, Run},
 };

@@ -592,3 +592,28 @@ async fn tagged_values_in_flight_are_joined_like_any_other() {
     assert_eq!(alone.await.unwrap().value, 11);
     assert_eq!(values(many.await), HashMap::from([(1, 11)]));
 }
+
+#[tokio::test]
+async fn a_batch_that_asks_for_a_key_that_waits_for_it_is_told_so() {
+    let cache = builder().build().unwrap();
+    let (outer, inner) = (cache.clone(), cache.clone());
+    let load = |keys| async move {
+        for key in [1, 2, 3, 4] {
+            let asked = inner.get_or_load(key, || async { Ok(0) }).await;
+            assert_eq!(matches!(asked, Err(LoadError::Reentrant)), key < 4, "{key}: {asked:?}");
+        }
+        let nested = inner.clone();
+        let through_another = inner.get_or_load(5, || async move {
+            let asked = nested.get_or_load(2, || async { Ok(0) }).await;
+            assert!(matches!(asked, Err(LoadError::Reentrant)), "{asked:?}");
+            Ok(50)
+        });
+        assert_eq!(through_another.await.unwrap(), 50);
+        Ok(found(keys))
+    };
+    let lead = cache.get_or_load(3, || async move {
+        assert_eq!(values(outer.get_or_load_many([1, 2], load).await), found([1, 2]));
+        Ok(30)
+    });
+    assert_eq!(lead.await.unwrap(), 30);
+}
