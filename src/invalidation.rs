@@ -1,5 +1,6 @@
 //! What a caller says of a key that is void, and hears of those it concerns.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -100,6 +101,12 @@ impl<T: Clone> KeyRef<Arc<T>> for T {
     }
 }
 
+impl<'a, T: ToOwned + ?Sized> KeyRef<Cow<'a, T>> for T {
+    fn to_key(&self) -> Option<Cow<'a, T>> {
+        Some(Cow::Owned(self.to_owned()))
+    }
+}
+
 /// The other instances' part of an invalidation.
 ///
 /// This instance's part is done when the call returns, and the others' is under way: the handle may be dropped.
@@ -141,3 +148,14 @@ impl Future for Invalidation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the shared tier has not confirmed the invalidation yet; it is delivered when the tier is back")]
 pub struct Undelivered(pub(crate) ());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cow_is_made_of_what_it_borrows() {
+        let key: Option<Cow<'_, str>> = "shoes".to_key();
+        assert_eq!(key.as_deref(), Some("shoes"));
+    }
+}
