@@ -5,9 +5,11 @@
 //! that differ in length alone is what a call takes. Without `--bench` each call is made a few times, uncounted.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::hint::black_box;
 use std::pin::Pin;
 use std::process::{Command, ExitCode};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -30,7 +32,7 @@ struct Budget {
 
 /// With all features on: the metrics facade is in each call. Each has a twentieth to spare: the hash seeds of a run
 /// and the CPU's own `memcpy` and clock change the counts by some percent.
-const BUDGETS: [Budget; 6] = [
+const BUDGETS: [Budget; 7] = [
     Budget { of: "hit: get_or_load", factor: 1.0, over: "hit: moka get", more: 260.0 },
     Budget { of: "hit: get", factor: 1.0, over: "hit: moka get", more: 70.0 },
     Budget {
@@ -41,8 +43,14 @@ const BUDGETS: [Budget; 6] = [
     },
     Budget {
         of: "miss: SingleFlight",
-        factor: 5.0,
+        factor: 4.0,
         over: "floor: sharded map, insert and remove",
+        more: 0.0,
+    },
+    Budget {
+        of: "pending load: SingleFlight",
+        factor: 1.5,
+        over: "floor: the load in a task of its own",
         more: 0.0,
     },
     Budget { of: "miss: get_or_load", factor: 2.1, over: "miss: moka get, insert", more: 0.0 },
@@ -124,9 +132,8 @@ fn herd<F: Future<Output = Result<u64, LoadError<Infallible>>>>(
     followers: u64,
     call: impl Fn(Box<dyn FnOnce() -> Load>) -> F,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let (end, ended) = tokio::sync::oneshot::channel();
-    runtime.block_on(async {
+    on_a_runtime(async {
         let load: Load = Box::pin(async { Ok(ended.await.unwrap_or(0)) });
         let mut calls = vec![Box::pin(call(Box::new(move || load)))];
         calls
@@ -139,6 +146,23 @@ fn herd<F: Future<Output = Result<u64, LoadError<Infallible>>>>(
             assert_eq!(black_box(call.await).expect("a value"), 1);
         }
     });
+}
+
+fn on_a_runtime(calls: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(calls);
+}
+
+/// Ready at its second poll, which it asks for itself.
+fn pending(key: u64) -> impl Future<Output = Result<u64, Infallible>> + Send {
+    let mut polled = false;
+    poll_fn(move |context| {
+        if std::mem::replace(&mut polled, true) {
+            return Poll::Ready(Ok(key));
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
 }
 
 type Load = Pin<Box<dyn Future<Output = Result<u64, Infallible>> + Send>>;
@@ -207,6 +231,17 @@ fn run(case: &str, times: u64) {
                     .expect("a value");
             }
         }
+        "floor: the load in a task of its own" => on_a_runtime(async {
+            for key in 0..times {
+                black_box(tokio::spawn(pending(black_box(key))).await.expect("no panics")).expect("a value");
+            }
+        }),
+        "pending load: SingleFlight" => on_a_runtime(async {
+            let flights: SingleFlight<u64, u64> = SingleFlight::new();
+            for key in 0..times {
+                black_box(flights.run(black_box(key), move || pending(key)).await).expect("a value");
+            }
+        }),
         "miss: get_or_load" => {
             let cache = cache();
             for key in 0..times {

@@ -106,12 +106,6 @@ pub(super) enum Boarding<K, V, E, P> {
     Refused(LoadError<E>),
 }
 
-/// What became of a landing.
-pub(super) enum Ended<K, V, E> {
-    Unclaimed(Landing<V, E>),
-    Published(Arc<Flight<K, V, E>>),
-}
-
 /// All flights over one key space.
 pub(crate) struct Flights<K, V, E, H> {
     pub(super) table: Table<K, V, E>,
@@ -222,6 +216,7 @@ where
     }
 
     /// Joins the key's flight or starts one. Only what a leader brought is taken.
+    #[inline]
     pub(super) fn board<S, P>(&self, brought: &mut Option<(S, P)>, waker: &Waker) -> Boarding<K, V, E, P>
     where
         S: KeySource<K>,
@@ -259,6 +254,7 @@ where
     }
 
     /// The key's flight, or a new one.
+    #[inline]
     fn look<S, P>(
         &self,
         brought: &mut Option<(S, P)>,
@@ -343,13 +339,6 @@ where
         max == usize::MAX || enter(&self.limited, max)
     }
 
-    /// Under the table's lock: whoever finds no flight finds its place free.
-    fn unlinked(&self) {
-        if self.config.max_in_flight != usize::MAX {
-            self.limited.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
     fn waits_for_us(&self, flight: &Flight<K, V, E>) -> bool {
         lineage::waits_for_us(self.table.id(flight.place))
     }
@@ -381,7 +370,10 @@ where
         self.counters.coalesced.add();
         Ok(seat)
     }
+}
 
+/// How flights end, whatever is in them.
+impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
     /// A waiter goes away before the flight has landed.
     pub(super) fn leave(&self, flight: &Arc<Flight<K, V, E>>, slot: u32) {
         let mut state = flight.state.lock();
@@ -413,7 +405,7 @@ where
     pub(super) fn abandon(&self, flight: &Arc<Flight<K, V, E>>, load: BoxLoad<V, E>) {
         drop_quietly(load);
         self.counters.abandoned.add();
-        self.land(flight, Landing::Abandoned);
+        self.land(flight, &mut None);
         // It finds no load, and ends.
         let driver = flight.state.lock().driver.take();
         if let Some(driver) = driver {
@@ -421,37 +413,23 @@ where
         }
     }
 
-    /// Ends a leader's flight in its first poll. Gives the landing back if nobody waits for it.
-    pub(super) fn end(&self, hold: Hold<K, V, E>, landing: Landing<V, E>) -> Ended<K, V, E> {
-        let flight = match hold {
-            Hold::Flight(flight) => flight,
-            Hold::Entry(place) => match self.table.pick_up(place, || self.unlinked()) {
-                // Nobody to wake, nothing to publish and, if nothing is kept, nothing to store.
-                PickedUp::Alone(_) => return Ended::Unclaimed(landing),
-                PickedUp::Joined(flight) => flight,
-            },
-        };
-        match self.land(&flight, landing) {
-            Some(landing) => Ended::Unclaimed(landing),
-            None => Ended::Published(flight),
-        }
+    /// What became of an entry that a leader holds.
+    #[inline]
+    pub(super) fn pick_up(&self, place: Place) -> PickedUp<K, V, E> {
+        self.table.pick_up(place, || self.unlinked())
     }
 
     /// Ends a flight: store, unlink, publish, then wake. The first three happen under the flight's mutex, so
     /// nobody joins a finished flight and whoever finds no flight finds what it stored.
     ///
-    /// Gives the landing back if nobody waits for it. A flight that has landed already is closed and nobody
-    /// waits for it: nothing changes.
-    pub(super) fn land(
-        &self,
-        flight: &Arc<Flight<K, V, E>>,
-        mut landing: Landing<V, E>,
-    ) -> Option<Landing<V, E>> {
-        let mut change = match &mut landing {
-            Landing::Done(result) => {
+    /// `result` is nothing if the load was dropped because nobody waited for it. It is taken if somebody waits for it.
+    /// A flight that has landed already is closed and nobody waits for it: nothing changes.
+    pub(super) fn land(&self, flight: &Flight<K, V, E>, result: &mut Option<Result<V, LoadError<E>>>) {
+        let mut change = match result {
+            Some(result) if H::KEEPS => {
                 self.unless_it_panics(result, |result| self.hook.prepare(&flight.key, result))
             }
-            Landing::Abandoned => None,
+            _ => None,
         };
         let mut state = flight.state.lock();
         // Before the flight is unlinked: whoever finds no flight finds its places free.
@@ -459,20 +437,16 @@ where
             self.leave_unattended();
         }
         if !state.closed {
-            if let (Some(change), Landing::Done(result)) = (&mut change, &mut landing) {
+            if let (Some(change), Some(result)) = (&mut change, &mut *result) {
                 self.unless_it_panics(result, |_| self.hook.settle(&flight.key, change));
             }
             self.close(flight, &mut state);
         }
-        let unclaimed = if state.waiters.count() > 0 {
-            let _ = flight.landing.set(landing);
-            None
-        } else {
-            Some(landing)
-        };
-        state.landed = true;
-        #[cfg(feature = "metrics")]
         let waiters = state.waiters.count();
+        if waiters > 0 {
+            flight.landing.get_or_init(|| result.take().map_or(Landing::Abandoned, Landing::Done));
+        }
+        state.landed = true;
         let herd = state.waiters.take();
         let _over = std::mem::take(&mut state.span);
         drop(state);
@@ -482,7 +456,6 @@ where
         if let Some(change) = change {
             self.hook.settled(change);
         }
-        unclaimed
     }
 
     /// Code of the user's that is part of keeping a result, such as a value's `Clone`: if it panics, so did the load.
@@ -497,6 +470,13 @@ where
             *result = Err(LoadError::Panicked(Panicked::new(payload)));
         })
         .ok()
+    }
+
+    /// Under the table's lock: whoever finds no flight finds its place free.
+    fn unlinked(&self) {
+        if self.config.max_in_flight != usize::MAX {
+            self.limited.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes the flight out of the table, by identity; false if it was closed already.

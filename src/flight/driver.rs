@@ -4,65 +4,91 @@
 use std::borrow::Borrow;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::thread;
 
 use pin_project::pin_project;
 use tokio::time::Sleep;
 
 use super::bounds::{Fault, Key, Value};
-use super::core::{Ended, Flights, Settle, drop_quietly};
-use super::lineage::{self, Link};
+use super::core::{Flights, Settle, drop_quietly};
+use super::lineage::{self, FlightId, Link};
 #[cfg(feature = "cache")]
 use super::plan::KeySource;
 use super::plan::{BoxLoad, Plan};
 use super::run::FirstPoll;
-use super::state::{Flight, HandedOver, Landing};
-use super::table::Hold;
+use super::state::{Flight, Landing};
+use super::table::{Hold, PickedUp};
 use crate::error::{LoadError, Panicked, TimedOut};
 use crate::sync::{self, Arc};
 use crate::trace::LoadSpan;
 
-impl<K, V, E, H> Flights<K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H> Flights<K, V, E, H> {
     /// A load is over. Its leader, if that waits, does so for what is here already: whoever that leader is tied to is
     /// let go first.
-    fn conclude(&self, link: Option<&Arc<Link>>, result: &Result<V, LoadError<E>>) {
+    #[inline]
+    fn conclude(&self, link: Option<&Arc<Link>>, result: Option<&Result<V, LoadError<E>>>) {
         if let Some(link) = link {
             link.cut();
         }
         let counters = &self.counters;
         match result {
             // Another instance counts a failure of its own.
-            Ok(_) | Err(LoadError::Reentrant | LoadError::Overloaded(_) | LoadError::Remote { .. }) => {}
-            Err(LoadError::Failed(_)) => counters.failed.add(),
-            Err(LoadError::Panicked(_)) => counters.panicked.add(),
-            Err(LoadError::TimedOut(_)) => counters.timed_out.add(),
-            Err(LoadError::Cancelled) => counters.cancelled.add(),
+            None
+            | Some(Ok(_) | Err(LoadError::Reentrant | LoadError::Overloaded(_) | LoadError::Remote { .. })) =>
+                {}
+            Some(Err(LoadError::Failed(_))) => counters.failed.add(),
+            Some(Err(LoadError::Panicked(_))) => counters.panicked.add(),
+            Some(Err(LoadError::TimedOut(_))) => counters.timed_out.add(),
+            Some(Err(LoadError::Cancelled)) => counters.cancelled.add(),
         }
     }
 }
 
-/// What one poll of a load came to.
-type Polled<V, E> = Poll<Result<V, LoadError<E>>>;
+/// A load on its way, or how it ended: never both once [`within`](Self::within) is over, and one of them if it has made
+/// a load.
+struct Load<V, E> {
+    pending: Option<BoxLoad<V, E>>,
+    result: Option<Result<V, LoadError<E>>>,
+}
 
-/// What a poll under [`lineage::within`] came to: a panic is a result like any other.
-fn polled<V, E>(came: thread::Result<Polled<V, E>>) -> Polled<V, E> {
-    came.unwrap_or_else(|payload| Poll::Ready(Err(LoadError::Panicked(Panicked::new(payload)))))
+impl<V, E> Load<V, E> {
+    /// Runs a part of it, as part of its flight. A panic is a result like any other, unless there is one already: then
+    /// it comes from what the load leaves behind, and ends here.
+    #[inline]
+    fn within(
+        &mut self,
+        id: FlightId,
+        link: &mut Option<Arc<Link>>,
+        span: &LoadSpan,
+        run: impl FnOnce(&mut Self),
+    ) {
+        if let Err(payload) = lineage::within(id, link, || span.within(|| run(self))) {
+            self.fail(|| LoadError::Panicked(Panicked::new(payload)));
+            if let Some(pending) = self.pending.take() {
+                drop_quietly(pending);
+            }
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, context: &mut Context<'_>) {
+        let Some(pending) = &mut self.pending else { return };
+        // A value moves alone: as part of its result it would be copied at the width of the largest error.
+        match pending.as_mut().poll(context) {
+            Poll::Ready(Ok(value)) => _ = self.result.get_or_insert(Ok(value)),
+            Poll::Ready(Err(error)) => self.fail(|| error),
+            Poll::Pending => return,
+        }
+        self.pending = None;
+    }
+
+    #[cold]
+    fn fail(&mut self, error: impl FnOnce() -> LoadError<E>) {
+        self.result.get_or_insert_with(|| Err(error()));
+    }
 }
 
 /// A leader's duty, in its own poll, to land its flight. Dropped before that, by a panic, it lands it as `Cancelled`.
-pub(super) struct Lead<'a, K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+pub(super) struct Lead<'a, K, V, E, H: Settle<K, V, E>> {
     flights: &'a Arc<Flights<K, V, E, H>>,
     /// Until it is done.
     hold: Option<Hold<K, V, E>>,
@@ -89,13 +115,10 @@ where
         }
     }
 
-    /// Makes the load and, if it is to, polls it once. The load is given back unless it was never made.
-    fn load(
-        &mut self,
-        plan: impl Plan<K, V, E>,
-        context: Option<&mut Context<'_>>,
-    ) -> (Option<BoxLoad<V, E>>, Polled<V, E>) {
-        let Some(hold) = &self.hold else { return (None, Poll::Pending) };
+    /// Makes the load and, if it is to, polls it once.
+    #[inline]
+    fn load(&mut self, load: &mut Load<V, E>, plan: impl Plan<K, V, E>, context: Option<&mut Context<'_>>) {
+        let Some(hold) = &self.hold else { return };
         let place = match hold {
             Hold::Entry(place) => *place,
             Hold::Flight(flight) => {
@@ -110,32 +133,22 @@ where
             flight.state.lock().span = self.span.clone();
         }
         let id = self.flights.table.id(place);
-        let mut load = None;
-        let (came, link) = lineage::within_first(id, || {
-            self.span.within(|| {
-                let load = load.insert(plan.load());
-                context.map_or(Poll::Pending, |context| load.as_mut().poll(context))
-            })
+        self.link = lineage::link_to_current(id);
+        load.within(id, &mut self.link, &self.span, |load| {
+            load.pending = Some(plan.load());
+            if let Some(context) = context {
+                load.poll(context);
+            }
         });
-        self.link = link;
-        (load, polled(came))
     }
 
-    /// Lands the flight and keeps a copy of the result for the leader.
-    fn land(mut self, result: Result<V, LoadError<E>>) -> Result<V, LoadError<E>> {
-        self.conclude(result).unwrap_or(Err(LoadError::Cancelled))
-    }
-
-    fn conclude(&mut self, result: Result<V, LoadError<E>>) -> Option<Result<V, LoadError<E>>> {
-        let hold = self.hold.take()?;
-        self.flights.conclude(self.link.as_ref(), &result);
-        let landing = match self.flights.end(hold, Landing::Done(result)) {
-            Ended::Unclaimed(landing) => Some(landing),
-            Ended::Published(flight) => flight.landing(),
-        };
-        match landing? {
-            Landing::Done(result) => Some(result),
-            Landing::Abandoned => None,
+    /// Lands the flight. The leader keeps the result, or a copy of it if somebody waits.
+    #[inline]
+    fn land(&mut self, result: &mut Option<Result<V, LoadError<E>>>) {
+        if let Some(flight) = self.end(result)
+            && let Some(Landing::Done(landed)) = flight.landing()
+        {
+            *result = Some(landed);
         }
     }
 
@@ -152,36 +165,53 @@ where
     ) -> Option<Arc<Flight<K, V, E>>> {
         let leader = context.map(|context| context.waker().clone());
         let (link, span) = (self.link.take(), std::mem::take(&mut self.span));
-        let mut over = Some(HandedOver { load, leader, link: link.clone(), span: span.clone() });
         let flight = match self.hold.take()? {
             Hold::Flight(flight) => flight,
-            Hold::Entry(place) => self.flights.table.go_on(place, &mut over),
+            Hold::Entry(place) => self.flights.table.go_on(place),
         };
-        let (flights, joined) = (Arc::clone(self.flights), Arc::clone(&flight));
-        let lead = TaskLead { flights, flight: joined, link, span, done: false };
-        if let Some(over) = over {
-            flight.hand_over(over);
-        }
-        let timeout = self.flights.config.load_timeout.map(tokio::time::sleep);
-        let driver = Driver { lead, timeout };
-        #[cfg(not(all(test, stampede_loom)))]
-        sync::spawn(driver);
+        flight.hand_over(load, leader, link.clone(), span.clone());
+        let (flights, driven) = (Arc::clone(self.flights), Arc::clone(&flight));
+        let driver = Driver { flights, flight: driven, link, span, done: false };
+        #[cfg_attr(not(all(test, stampede_loom)), allow(unused_variables, clippy::let_unit_value))]
+        let task = match self.flights.config.load_timeout.map(tokio::time::sleep) {
+            None => sync::spawn(driver),
+            Some(timeout) => sync::spawn(Limited { driver, timeout }),
+        };
         #[cfg(all(test, stampede_loom))]
-        flight.driven_by(sync::spawn(driver));
+        flight.driven_by(task);
         Some(flight)
     }
 }
 
-impl<K, V, E, H> Drop for Lead<'_, K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H: Settle<K, V, E>> Lead<'_, K, V, E, H> {
+    /// Lands the flight. It is given back if the result was taken, for those who wait in it.
+    #[inline]
+    fn end(&mut self, result: &mut Option<Result<V, LoadError<E>>>) -> Option<Arc<Flight<K, V, E>>> {
+        self.flights.conclude(self.link.as_ref(), result.as_ref());
+        // Looked at in its place: nearly every flight ends here, and moves would cost as much as the rest.
+        let picked_up = match &self.hold {
+            Some(Hold::Entry(place)) => Some(self.flights.pick_up(*place)),
+            Some(Hold::Flight(_)) | None => None,
+        };
+        let flight = match (self.hold.take(), picked_up) {
+            (_, Some(PickedUp::Joined(flight))) | (Some(Hold::Flight(flight)), None) => flight,
+            // Nobody to wake, nothing to publish and, since nothing is kept, nothing to store.
+            (_, Some(PickedUp::Alone(_)) | None) => return None,
+        };
+        self.flights.land(&flight, result);
+        result.is_none().then_some(flight)
+    }
+
+    #[cold]
+    fn cancel(&mut self) {
+        self.end(&mut Some(Err(LoadError::Cancelled)));
+    }
+}
+
+impl<K, V, E, H: Settle<K, V, E>> Drop for Lead<'_, K, V, E, H> {
     fn drop(&mut self) {
         if self.hold.is_some() {
-            drop(self.conclude(Err(LoadError::Cancelled)));
+            self.cancel();
         }
     }
 }
@@ -199,6 +229,7 @@ pub(super) enum Departed<K, V, E, P> {
 /// # Panics
 ///
 /// Outside a Tokio runtime, if the load is not ready at its first poll.
+#[inline]
 #[track_caller]
 pub(super) fn depart<K, V, E, H, P>(
     mut lead: Lead<'_, K, V, E, H>,
@@ -213,24 +244,20 @@ where
     H: Settle<K, V, E>,
     P: Plan<K, V, E>,
 {
-    if let Some(value) = lead.recheck(&mut plan) {
-        return Departed::Landed(lead.land(Ok(value)), Some(plan));
+    let mut load = Load { pending: None, result: lead.recheck(&mut plan).map(Ok) };
+    let mut spared = None;
+    if load.result.is_some() {
+        spared = Some(plan);
+    } else {
+        let inline = first_poll == FirstPoll::Inline;
+        lead.load(&mut load, plan, inline.then_some(&mut *cx));
     }
-    let inline = first_poll == FirstPoll::Inline;
-    let (load, polled) = lead.load(plan, inline.then_some(&mut *cx));
-    match (load, polled) {
-        (Some(load), Poll::Pending) => match lead.hand_over(load, Some(cx)) {
-            Some(flight) => Departed::Away(flight),
-            None => Departed::Landed(Err(LoadError::Cancelled), None),
-        },
-        (load, Poll::Ready(result)) => {
-            if let Some(load) = load {
-                drop_quietly(load);
-            }
-            Departed::Landed(lead.land(result), None)
-        }
-        (None, Poll::Pending) => Departed::Landed(lead.land(Err(LoadError::Cancelled)), None),
+    if load.result.is_some() {
+        lead.land(&mut load.result);
+    } else if let Some(flight) = load.pending.and_then(|load| lead.hand_over(load, Some(cx))) {
+        return Departed::Away(flight);
     }
+    Departed::Landed(load.result.unwrap_or(Err(LoadError::Cancelled)), spared)
 }
 
 #[cfg(feature = "cache")]
@@ -254,27 +281,27 @@ where
         }
         let Some(flight) = self.start_unattended(source) else { return false };
         let mut lead = Lead::new(self, Hold::Flight(flight));
-        if let Some(value) = lead.recheck(&mut plan) {
-            drop(lead.land(Ok(value)));
-            return false;
+        let mut load = Load { pending: None, result: lead.recheck(&mut plan).map(Ok) };
+        let spared = load.result.is_some();
+        if !spared {
+            lead.load(&mut load, plan, None);
         }
-        match lead.load(plan, None) {
-            (Some(load), Poll::Pending) => drop(lead.hand_over(load, None)),
-            (_, Poll::Ready(result)) => drop(lead.land(result)),
-            (None, Poll::Pending) => {}
+        if load.result.is_some() {
+            lead.land(&mut load.result);
+        } else if let Some(pending) = load.pending {
+            // The load that started it does not wait for it.
+            if let Some(link) = &lead.link {
+                link.cut();
+            }
+            lead.hand_over(pending, None);
         }
-        true
+        !spared
     }
 }
 
-/// The duty to land a flight, held by its driver. Dropped before that, by a dying runtime, it lands it as `Cancelled`.
-struct TaskLead<K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+/// The task that polls a load until it lands. Dropped before that, by a dying runtime, it lands the flight as
+/// `Cancelled`.
+struct Driver<K, V, E, H: Settle<K, V, E>> {
     flights: Arc<Flights<K, V, E, H>>,
     flight: Arc<Flight<K, V, E>>,
     link: Option<Arc<Link>>,
@@ -282,36 +309,48 @@ where
     done: bool,
 }
 
-impl<K, V, E, H> TaskLead<K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
-    /// One poll of the load, as part of this flight.
-    fn poll_load(&mut self, load: &mut BoxLoad<V, E>, cx: &mut Context<'_>) -> Polled<V, E> {
+impl<K, V, E, H: Settle<K, V, E>> Driver<K, V, E, H> {
+    /// One poll of the load, which may be `late`.
+    fn drive(&mut self, cx: &mut Context<'_>, late: impl FnOnce(&mut Context<'_>) -> bool) -> Poll<()> {
+        let mut load = Load { pending: self.flight.take_load(), result: None };
+        if load.pending.is_none() {
+            // Whoever took the load to drop it lands the flight.
+            return if self.flight.landed_or_tells(cx.waker()) { Poll::Ready(()) } else { Poll::Pending };
+        }
         let id = self.flights.table.id(self.flight.place);
-        let (came, link) =
-            lineage::within(id, self.link.take(), || self.span.within(|| load.as_mut().poll(cx)));
-        self.link = link;
-        polled(came)
+        load.within(id, &mut self.link, &self.span, |load| load.poll(cx));
+        if let Some(pending) = load.pending {
+            if late(cx) {
+                drop_quietly(pending);
+                let after = self.flights.config.load_timeout.unwrap_or_default();
+                load.result = Some(Err(LoadError::TimedOut(TimedOut { after })));
+            } else {
+                let Some(unwanted) = self.flight.park_load(pending, cx.waker()) else { return Poll::Pending };
+                self.flights.abandon(&self.flight, unwanted);
+            }
+        }
+        if load.result.is_some() {
+            self.land(&mut load.result);
+        }
+        Poll::Ready(())
     }
 
-    fn land(&mut self, result: Result<V, LoadError<E>>) {
-        self.flights.conclude(self.link.as_ref(), &result);
-        drop(self.flights.land(&self.flight, Landing::Done(result)));
+    fn land(&mut self, result: &mut Option<Result<V, LoadError<E>>>) {
+        self.flights.conclude(self.link.as_ref(), result.as_ref());
+        self.flights.land(&self.flight, result);
         self.done = true;
     }
 }
 
-impl<K, V, E, H> Drop for TaskLead<K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H: Settle<K, V, E>> Future for Driver<K, V, E, H> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.drive(cx, |_| false)
+    }
+}
+
+impl<K, V, E, H: Settle<K, V, E>> Drop for Driver<K, V, E, H> {
     fn drop(&mut self) {
         if self.done || self.flight.landed() {
             return;
@@ -319,59 +358,23 @@ where
         if let Some(load) = self.flight.take_load() {
             drop_quietly(load);
         }
-        self.land(Err(LoadError::Cancelled));
+        self.land(&mut Some(Err(LoadError::Cancelled)));
     }
 }
 
-/// The task that polls a load until it lands.
+/// A driver of a load that may take so long. Apart from it, since a timer would be most of its task.
 #[pin_project]
-struct Driver<K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
-    lead: TaskLead<K, V, E, H>,
+struct Limited<K, V, E, H: Settle<K, V, E>> {
+    driver: Driver<K, V, E, H>,
     #[pin]
-    timeout: Option<Sleep>,
+    timeout: Sleep,
 }
 
-impl<K, V, E, H> Future for Driver<K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H: Settle<K, V, E>> Future for Limited<K, V, E, H> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        let lead = this.lead;
-        let Some(mut load) = lead.flight.take_load() else {
-            // Whoever took the load to drop it lands the flight.
-            return if lead.flight.landed_or_tells(cx.waker()) { Poll::Ready(()) } else { Poll::Pending };
-        };
-        if let Poll::Ready(result) = lead.poll_load(&mut load, cx) {
-            drop_quietly(load);
-            lead.land(result);
-            return Poll::Ready(());
-        }
-        if let Some(timeout) = this.timeout.as_pin_mut()
-            && timeout.poll(cx).is_ready()
-        {
-            drop_quietly(load);
-            let after = lead.flights.config.load_timeout.unwrap_or_default();
-            lead.land(Err(LoadError::TimedOut(TimedOut { after })));
-            return Poll::Ready(());
-        }
-        match lead.flight.park_load(load, cx.waker()) {
-            None => Poll::Pending,
-            Some(unwanted) => {
-                lead.flights.abandon(&lead.flight, unwanted);
-                Poll::Ready(())
-            }
-        }
+        this.driver.drive(cx, |cx| this.timeout.poll(cx).is_ready())
     }
 }

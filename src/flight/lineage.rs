@@ -9,6 +9,7 @@
 //! was led to from one, which is nearly every flight, has no [`Link`] and costs no allocation.
 
 use std::cell::Cell;
+use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::Result;
 
@@ -18,7 +19,7 @@ use crate::sync::{Arc, Mutex, thread_local};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlightId {
     /// The number of its group.
-    pub(super) group: u64,
+    pub(super) group: NonZeroU64,
     /// Its number within the group.
     pub(super) number: u64,
 }
@@ -58,62 +59,66 @@ impl Link {
     }
 }
 
+/// What the thread runs now. Plain values: nearly every flight has no link, and then nothing else is looked at.
 struct Current {
-    id: FlightId,
-    link: Option<Arc<Link>>,
+    id: Cell<Option<FlightId>>,
+    /// Whether [`LINK`] holds its link.
+    linked: Cell<bool>,
 }
 
 thread_local! {
-    static CURRENT: Cell<Option<Current>> = const { Cell::new(None) };
+    static CURRENT: Current = const { Current { id: Cell::new(None), linked: Cell::new(false) } };
+}
+thread_local! {
+    static LINK: Cell<Option<Arc<Link>>> = const { Cell::new(None) };
 }
 
-/// Makes `current` the thread's current flight, and gives back the one before it.
-fn replace(current: Option<Current>) -> Option<Current> {
-    // A thread that is being torn down has no current flight.
-    CURRENT.try_with(|place| place.replace(current)).ok().flatten()
+/// Makes `link` the current flight's, and gives back what was there. A thread that is being torn down has no links.
+#[cold]
+fn replace_link(link: Option<Arc<Link>>) -> Option<Arc<Link>> {
+    LINK.try_with(|place| place.replace(link)).ok().flatten()
 }
 
-/// What `look` says of the current flight.
-fn look<T>(look: impl FnOnce(&Current) -> T) -> Option<T> {
-    let seen = |place: &Cell<Option<Current>>| {
-        let current = place.take();
-        let seen = current.as_ref().map(look);
-        place.set(current);
-        seen
-    };
-    CURRENT.try_with(seen).ok().flatten()
+/// Makes a flight, or none, the thread's current one, and gives back what was before.
+#[inline]
+fn replace(id: Option<FlightId>, link: Option<Arc<Link>>) -> (Option<FlightId>, Option<Arc<Link>>) {
+    let linked = link.is_some();
+    let outer = CURRENT.with(|current| current.id.replace(id));
+    let outer_linked = CURRENT.with(|current| current.linked.replace(linked));
+    (outer, if linked || outer_linked { replace_link(link) } else { None })
 }
 
-/// Runs code of the flight's loader, with the flight as the current one. Gives its link back, which it may have
-/// got meanwhile.
-pub(super) fn within<T>(
-    id: FlightId,
-    link: Option<Arc<Link>>,
-    run: impl FnOnce() -> T,
-) -> (Result<T>, Option<Arc<Link>>) {
-    let outer = replace(Some(Current { id, link }));
+/// The current flight's link, made now if it had none.
+fn current_link(id: FlightId) -> Arc<Link> {
+    let link = replace_link(None).unwrap_or_else(|| Link::new(id, None));
+    replace_link(Some(Arc::clone(&link)));
+    CURRENT.with(|current| current.linked.set(true));
+    link
+}
+
+/// Runs code of the flight's loader, with the flight as the current one. Its link is left in `link`, since it may get
+/// one meanwhile.
+#[inline]
+pub(super) fn within(id: FlightId, link: &mut Option<Arc<Link>>, run: impl FnOnce()) -> Result<()> {
+    let (outer, outer_link) = replace(Some(id), link.take());
     let came = catch_unwind(AssertUnwindSafe(run));
-    (came, replace(outer).and_then(|current| current.link))
+    *link = replace(outer, outer_link).1;
+    came
 }
 
-/// [`within`] for the first time: the flight that is current now, if one is, becomes the parent.
-pub(super) fn within_first<T>(id: FlightId, run: impl FnOnce() -> T) -> (Result<T>, Option<Arc<Link>>) {
-    let mut outer = replace(Some(Current { id, link: None }));
-    if let Some(parent) = &mut outer {
-        let link = parent.link.get_or_insert_with(|| Link::new(parent.id, None));
-        replace(Some(Current { id, link: Some(Link::new(id, Some(Arc::clone(link)))) }));
-    }
-    let came = catch_unwind(AssertUnwindSafe(run));
-    (came, replace(outer).and_then(|current| current.link))
+/// The link of a flight that is about to be [`within`] for the first time: to the one that is current now, if one is,
+/// which becomes its parent.
+#[inline]
+pub(super) fn link_to_current(id: FlightId) -> Option<Arc<Link>> {
+    let parent = CURRENT.with(|current| current.id.get())?;
+    Some(Link::new(id, Some(current_link(parent))))
 }
 
 /// The flight that the code that runs now is part of, if it is of one.
 #[cfg(feature = "cache")]
 pub(crate) fn current() -> Option<Lead> {
-    let mut current = replace(None)?;
-    let link = Arc::clone(current.link.get_or_insert_with(|| Link::new(current.id, None)));
-    replace(Some(current));
-    Some(Lead(link))
+    let id = CURRENT.with(|current| current.id.get())?;
+    Some(Lead(current_link(id)))
 }
 
 /// A flight that waits for a load which several share.
@@ -136,31 +141,33 @@ impl Joint {
 
     /// Runs code of the load that they wait for.
     pub(crate) fn within<T>(&self, run: impl FnOnce() -> T) -> Result<T> {
-        within(self.0.id, Some(Arc::clone(&self.0)), run).0
+        let mut came = None;
+        within(self.0.id, &mut Some(Arc::clone(&self.0)), || came = Some(run()))?;
+        Ok(came.expect("code that did not panic has come to its end"))
     }
 }
 
 /// True if the code that runs now is part of a load.
 #[cfg(feature = "layer")]
 pub(super) fn is_inside() -> bool {
-    look(|_| ()).is_some()
+    CURRENT.with(|current| current.id.get()).is_some()
 }
 
 /// True if the flight is waiting, directly or through others, for the code that runs now.
 pub(super) fn waits_for_us(id: FlightId) -> bool {
-    let waits = |current: &Current| {
-        if current.id == id {
+    let (current, linked) = CURRENT.with(|current| (current.id.get(), current.linked.get()));
+    if !linked {
+        return current == Some(id);
+    }
+    let link = replace_link(None);
+    let mut next = link.clone();
+    replace_link(link);
+    while let Some(ancestor) = next {
+        if ancestor.is(id) {
             return true;
         }
-        let mut next = current.link.clone();
-        while let Some(ancestor) = next {
-            if ancestor.is(id) {
-                return true;
-            }
-            let above = ancestor.parent.lock().clone();
-            next = above;
-        }
-        false
-    };
-    look(waits).unwrap_or(false)
+        let above = ancestor.parent.lock().clone();
+        next = above;
+    }
+    current == Some(id)
 }

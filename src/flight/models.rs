@@ -15,7 +15,6 @@ use loom::thread;
 use super::core::{Boarding, FlightConfig, Flights, OnAbandon, Settle};
 use super::plan::{BoxLoad, Owned, Plan};
 use super::run::{FirstPoll, Run};
-use super::state::{HandedOver, Landing};
 use super::table::Hold;
 use super::waiters::LEADER;
 use crate::error::LoadError;
@@ -294,15 +293,15 @@ fn forgetting_a_flight_that_is_over_takes_no_other_away() {
         let there = cache.clone();
         // It may find the first flight, and not look again before that one is over.
         let forgets = thread::spawn(move || there.0.flights.forget(&KEY));
-        flights.land(&first, Landing::Done(Ok(1)));
+        flights.land(&first, &mut Some(Ok(1)));
         let Boarding::Leads(Hold::Flight(second), ()) = board() else { panic!("the first one is over") };
         let third = board();
         forgets.join().unwrap();
-        flights.land(&second, Landing::Done(Ok(2)));
+        flights.land(&second, &mut Some(Ok(2)));
         if let Boarding::Leads(Hold::Flight(third), ()) = third {
             assert_eq!(cache.get(), Some(1), "the second was forgotten");
             assert!(matches!(board(), Boarding::Waits(..)), "the end of the second took the third away");
-            flights.land(&third, Landing::Done(Ok(3)));
+            flights.land(&third, &mut Some(Ok(3)));
         }
         cache.drains();
     });
@@ -316,12 +315,7 @@ fn a_load_that_somebody_wants_again_is_kept() {
         let board = || flights.board(&mut Some((Owned(KEY), ())), Waker::noop());
         let Boarding::Leads(Hold::Flight(flight), ()) = board() else { panic!("nothing is in flight") };
         let load = Loads { cache: cache.clone(), yields: false }.load();
-        flight.hand_over(HandedOver {
-            load,
-            leader: Some(Waker::noop().clone()),
-            link: None,
-            span: crate::trace::LoadSpan::default(),
-        });
+        flight.hand_over(load, Some(Waker::noop().clone()), None, crate::trace::LoadSpan::default());
         flight.driven_by(sync::spawn(async {}));
         let wanted_again = Arc::new(sync::AtomicBool::new(false));
         let (there, driven, wanted) = (cache.clone(), Arc::clone(&flight), Arc::clone(&wanted_again));
@@ -336,12 +330,12 @@ fn a_load_that_somebody_wants_again_is_kept() {
         flights.leave(&flight, LEADER);
         match board() {
             Boarding::Waits(..) => wanted_again.store(true, SeqCst),
-            Boarding::Leads(Hold::Flight(next), ()) => drop(flights.land(&next, Landing::Abandoned)),
+            Boarding::Leads(Hold::Flight(next), ()) => flights.land(&next, &mut None),
             Boarding::Leads(Hold::Entry(_), ()) => panic!("something is kept"),
             Boarding::Refused(error) => panic!("{error}"),
         }
         drives.join().unwrap();
-        flights.land(&flight, Landing::Abandoned);
+        flights.land(&flight, &mut None);
         cache.drains();
     });
 }

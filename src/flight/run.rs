@@ -50,13 +50,7 @@ pub(crate) struct Landed<V, E, S, P> {
 
 /// The future of one caller. Nothing happens before its first poll; dropped at any time, it leaves the flight
 /// to the others.
-pub(crate) struct Run<'a, K, V, E, H, S, P>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+pub(crate) struct Run<'a, K, V, E, H: Settle<K, V, E>, S, P> {
     flights: &'a Arc<Flights<K, V, E, H>>,
     /// The key and how to load it, until they are needed.
     brought: Option<(S, P)>,
@@ -69,22 +63,9 @@ where
 }
 
 // Nothing in it is pinned: the load lives in its own box.
-impl<K, V, E, H, S, P> Unpin for Run<'_, K, V, E, H, S, P>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
-}
+impl<K, V, E, H: Settle<K, V, E>, S, P> Unpin for Run<'_, K, V, E, H, S, P> {}
 
-impl<'a, K, V, E, H, S, P> Run<'a, K, V, E, H, S, P>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<'a, K, V, E, H: Settle<K, V, E>, S, P> Run<'a, K, V, E, H, S, P> {
     pub(crate) fn new(flights: &'a Arc<Flights<K, V, E, H>>, source: S, plan: P, first: FirstPoll) -> Self {
         let brought = Some((source, plan));
         Self { flights, brought, seat: None, slot: 0, role: Role::Follower, first_poll: first }
@@ -200,13 +181,7 @@ where
     }
 }
 
-impl<K, V, E, H, S, P> Drop for Run<'_, K, V, E, H, S, P>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H: Settle<K, V, E>, S, P> Drop for Run<'_, K, V, E, H, S, P> {
     #[inline]
     fn drop(&mut self) {
         if let Some(flight) = self.seat.take() {
@@ -235,26 +210,14 @@ where
 
 /// Ready when a flight has landed, for one who is not part of it.
 #[cfg(feature = "cache")]
-pub(crate) struct Watch<'a, K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+pub(crate) struct Watch<'a, K, V, E, H: Settle<K, V, E>> {
     flights: &'a Arc<Flights<K, V, E, H>>,
     flight: Arc<Flight<K, V, E>>,
     slot: Option<u32>,
 }
 
 #[cfg(feature = "cache")]
-impl<K, V, E, H> Flights<K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
     /// The ends of all flights under way.
     pub(crate) fn landings(self: &Arc<Self>) -> Vec<Watch<'_, K, V, E, H>> {
         let watch = |flight| Watch { flights: self, flight, slot: None };
@@ -263,13 +226,7 @@ where
 }
 
 #[cfg(feature = "cache")]
-impl<K, V, E, H> Future for Watch<'_, K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H: Settle<K, V, E>> Future for Watch<'_, K, V, E, H> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -285,13 +242,7 @@ where
 }
 
 #[cfg(feature = "cache")]
-impl<K, V, E, H> Drop for Watch<'_, K, V, E, H>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-    H: Settle<K, V, E>,
-{
+impl<K, V, E, H: Settle<K, V, E>> Drop for Watch<'_, K, V, E, H> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
             self.flights.leave(&self.flight, slot);

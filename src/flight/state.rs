@@ -59,15 +59,6 @@ pub(super) struct State<V, E> {
     task: Option<crate::sync::AbortHandle>,
 }
 
-/// What a leader, whose poll ends, leaves behind.
-pub(super) struct HandedOver<V, E> {
-    pub(super) load: BoxLoad<V, E>,
-    /// None if nobody led.
-    pub(super) leader: Option<Waker>,
-    pub(super) link: Option<Arc<Link>>,
-    pub(super) span: LoadSpan,
-}
-
 impl<V, E> State<V, E> {
     fn new(boarding: bool) -> Self {
         Self {
@@ -103,13 +94,6 @@ impl<K, V, E> Flight<K, V, E> {
         Self::with(key, place, State { unattended: true, ..State::new(false) })
     }
 
-    /// Of a leader whose first poll is over, and whom nobody has joined.
-    pub(super) fn handed_over(key: K, place: Place, over: HandedOver<V, E>) -> Arc<Self> {
-        let mut state = State::new(false);
-        state.receive(over);
-        Self::with(key, place, state)
-    }
-
     pub(super) fn landing(&self) -> Option<Landing<V, E>>
     where
         V: Clone,
@@ -133,9 +117,20 @@ impl<K, V, E> Flight<K, V, E> {
         true
     }
 
-    /// Puts the leader, whose poll ends, in its slot, and its load where the driver finds it.
-    pub(super) fn hand_over(&self, over: HandedOver<V, E>) {
-        self.state.lock().receive(over);
+    /// Puts the leader, if there is one, in its slot now that its poll ends, and its load where the driver finds it.
+    pub(super) fn hand_over(
+        &self,
+        load: BoxLoad<V, E>,
+        leader: Option<Waker>,
+        link: Option<Arc<Link>>,
+        span: LoadSpan,
+    ) {
+        let mut state = self.state.lock();
+        state.load = Some(load);
+        state.link = link;
+        state.span = span;
+        state.waiters.lead(leader);
+        state.boarding = false;
     }
 
     /// A seat for somebody who only wants to know when the flight ends.
@@ -191,14 +186,6 @@ impl<K, V, E> Flight<K, V, E> {
 }
 
 impl<V, E> State<V, E> {
-    fn receive(&mut self, over: HandedOver<V, E>) {
-        self.load = Some(over.load);
-        self.link = over.link;
-        self.span = over.span;
-        self.waiters.lead(over.leader);
-        self.boarding = false;
-    }
-
     /// Takes the waiter out of its slot, the leader with what ties it to its own callers. Both belong to others: they
     /// are dropped, and cut, outside the flight's lock.
     pub(super) fn remove(&mut self, slot: u32) -> (Option<Waker>, Option<Arc<Link>>) {

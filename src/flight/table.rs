@@ -9,13 +9,14 @@
 
 use std::borrow::Borrow;
 use std::hash::Hash;
+use std::num::NonZeroU64;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::{Entry, OccupiedEntry};
 
 use super::lineage::FlightId;
 use super::plan::KeySource;
-use super::state::{Flight, HandedOver};
+use super::state::Flight;
 use crate::sync::{self, Arc, Mutex, RandomState};
 
 /// Where a flight is linked, and its identity among all that ever were under its key.
@@ -49,13 +50,6 @@ impl<K, V, E> Linked<K, V, E> {
             Self::Joined(flight) | Self::Known(flight) => flight.place,
         }
     }
-
-    fn into_flight(self, make: impl FnOnce(K, Place) -> Arc<Flight<K, V, E>>) -> Arc<Flight<K, V, E>> {
-        match self {
-            Self::Alone(key, place) => make(key, place),
-            Self::Joined(flight) | Self::Known(flight) => flight,
-        }
-    }
 }
 
 /// What a key's leader holds.
@@ -76,8 +70,8 @@ pub(super) enum Boarded<K, V, E, P> {
 
 /// How a leader that held an entry ends.
 pub(super) enum PickedUp<K, V, E> {
-    /// Nobody joined, and the entry is gone.
-    Alone(K),
+    /// Nobody joined, and the entry, to be dropped outside the lock, is gone.
+    Alone(Linked<K, V, E>),
     Joined(Arc<Flight<K, V, E>>),
 }
 
@@ -97,7 +91,7 @@ struct Apart<K, V, E>(Mutex<Shard<K, V, E>>);
 pub(super) struct Table<K, V, E> {
     shards: Box<[Apart<K, V, E>]>,
     hasher: RandomState,
-    group: u64,
+    group: NonZeroU64,
 }
 
 fn hash_of<K, V, E>(linked: &Linked<K, V, E>) -> u64 {
@@ -106,24 +100,36 @@ fn hash_of<K, V, E>(linked: &Linked<K, V, E>) -> u64 {
 
 /// The flight under a key, made now if its leader was alone.
 fn open<K, V, E>(found: OccupiedEntry<'_, Linked<K, V, E>>) -> Arc<Flight<K, V, E>> {
-    if let Linked::Joined(flight) | Linked::Known(flight) = found.get() {
-        return Arc::clone(flight);
+    match found.get() {
+        Linked::Joined(flight) | Linked::Known(flight) => Arc::clone(flight),
+        Linked::Alone(..) => replace(found, Linked::Joined),
     }
-    let (alone, vacant) = found.remove();
-    let flight = alone.into_flight(Flight::joined);
-    vacant.insert(Linked::Joined(Arc::clone(&flight)));
+}
+
+/// The flight under a key, made now if its leader was alone, and linked as `link` says.
+fn replace<K, V, E>(
+    found: OccupiedEntry<'_, Linked<K, V, E>>,
+    link: impl FnOnce(Arc<Flight<K, V, E>>) -> Linked<K, V, E>,
+) -> Arc<Flight<K, V, E>> {
+    let (linked, vacant) = found.remove();
+    let flight = match linked {
+        Linked::Alone(key, place) => Flight::joined(key, place),
+        Linked::Joined(flight) | Linked::Known(flight) => flight,
+    };
+    vacant.insert(link(Arc::clone(&flight)));
     flight
 }
 
 impl<K, V, E> Table<K, V, E> {
     pub(super) fn new() -> Self {
         // Hands out numbers and orders nothing, so it is no part of the models.
-        static GROUPS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        static GROUPS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let group = GROUPS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let shard = |number| Shard { links: HashTable::new(), adrift: Vec::new(), number, loads: 0 };
         Self {
             shards: (0..sync::shards() as u64).map(|at| Apart(Mutex::new(shard(at)))).collect(),
             hasher: sync::random_state(),
-            group: GROUPS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            group: NonZeroU64::new(group).expect("fewer than 2^64 groups"),
         }
     }
 
@@ -193,6 +199,7 @@ impl<K: Hash + Eq, V, E> Table<K, V, E> {
 
     /// The flight under the key, or else a new one that `make` links, if it is `admitted`; both are called under the
     /// lock. `key` is the owned key, unless the caller's own is; only what a leader brought is taken.
+    #[inline]
     pub(super) fn board<S, P>(
         &self,
         hash: u64,
@@ -240,41 +247,26 @@ impl<K: Hash + Eq, V, E> Table<K, V, E> {
 impl<K, V, E> Table<K, V, E> {
     /// A leader's flight, which ends: the entry goes, or else becomes the flight that was joined. `ended` is called under
     /// the lock if it goes.
+    #[inline]
     pub(super) fn pick_up(&self, place: Place, ended: impl FnOnce()) -> PickedUp<K, V, E> {
         let mut shard = self.shard(place.hash).lock();
         let shard = &mut *shard;
-        match shard.links.find_entry(place.hash, |linked| linked.place() == place) {
-            Ok(found) => {
-                let (linked, vacant) = found.remove();
-                match linked {
-                    Linked::Alone(key, _) => {
-                        ended();
-                        PickedUp::Alone(key)
-                    }
-                    Linked::Joined(flight) | Linked::Known(flight) => {
-                        vacant.insert(Linked::Known(Arc::clone(&flight)));
-                        PickedUp::Joined(flight)
-                    }
-                }
-            }
-            Err(_) => PickedUp::Joined(shard.adrift(place)),
+        let Ok(found) = shard.links.find_entry(place.hash, |linked| linked.place() == place) else {
+            return PickedUp::Joined(shard.adrift(place));
+        };
+        if !matches!(found.get(), Linked::Alone(..)) {
+            return PickedUp::Joined(replace(found, Linked::Known));
         }
+        ended();
+        PickedUp::Alone(found.remove().0)
     }
 
-    /// A leader's flight, which goes on. If nobody has joined, it is made now and takes what is `over`.
-    pub(super) fn go_on(&self, place: Place, over: &mut Option<HandedOver<V, E>>) -> Arc<Flight<K, V, E>> {
+    /// A leader's flight, which goes on: made now if nobody has joined.
+    pub(super) fn go_on(&self, place: Place) -> Arc<Flight<K, V, E>> {
         let mut shard = self.shard(place.hash).lock();
         let shard = &mut *shard;
         match shard.links.find_entry(place.hash, |linked| linked.place() == place) {
-            Ok(found) => {
-                let (linked, vacant) = found.remove();
-                let flight = linked.into_flight(|key, place| match over.take() {
-                    Some(over) => Flight::handed_over(key, place, over),
-                    None => Flight::joined(key, place),
-                });
-                vacant.insert(Linked::Known(Arc::clone(&flight)));
-                flight
-            }
+            Ok(found) => replace(found, Linked::Known),
             Err(_) => shard.adrift(place),
         }
     }

@@ -99,9 +99,14 @@ impl Waiters {
     }
 
     /// Everyone who waits; nobody does afterwards.
+    #[inline]
     pub(super) fn take(&mut self) -> Herd {
-        let all = std::mem::replace(self, Self::new());
-        Herd { leader: all.leader, followers: all.slots.into_iter() }
+        let leader = self.leader.take();
+        if self.slots.is_empty() {
+            return Herd { leader, followers: Vec::new().into_iter() };
+        }
+        (self.free, self.count) = (END, 0);
+        Herd { leader, followers: std::mem::take(&mut self.slots).into_iter() }
     }
 }
 
@@ -113,6 +118,7 @@ pub(super) struct Herd {
 
 impl Herd {
     /// Wakes everyone, without keeping the calling thread for long: a large herd is woken from a task.
+    #[inline]
     pub(super) fn wake(mut self) {
         if self.followers.len() > IN_PLACE && sync::can_spawn() {
             // The leader's task is the last that this thread schedules, and so the first that runs: on this thread, which
@@ -150,11 +156,14 @@ impl Future for Herd {
 }
 
 impl Drop for Herd {
+    #[inline]
     fn drop(&mut self) {
         if let Some(leader) = self.leader.take() {
             wake_quietly(leader);
         }
-        self.followers.by_ref().for_each(wake_slot);
+        if self.followers.len() > 0 {
+            self.followers.by_ref().for_each(wake_slot);
+        }
     }
 }
 

@@ -18,9 +18,9 @@ impl<T> OnceLock<T> {
         if self.written.load(Ordering::Acquire) { self.value.get() } else { None }
     }
 
-    pub(crate) fn set(&self, value: T) -> Result<(), T> {
-        self.value.set(value)?;
+    pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+        let value = self.value.get_or_init(make);
         self.written.store(true, Ordering::Release);
-        Ok(())
+        value
     }
 }
