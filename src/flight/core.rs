@@ -67,7 +67,8 @@ impl Default for FlightConfig {
 /// Keeps what linked flights bring. Told of each landing, before its flight is unlinked: whoever finds no flight
 /// afterwards finds the result in the store.
 pub(crate) trait Settle<K, V, E>: Send + Sync + 'static {
-    /// Whether anything is kept. If not, a flight that nobody joins is never looked at while it lands.
+    /// Whether anything is kept. If not, nothing of this is called, and a flight that nobody joins is never looked at
+    /// while it lands.
     const KEEPS: bool = true;
 
     /// What is to be written.
