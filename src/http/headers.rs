@@ -106,54 +106,83 @@ const IGNORED: [&str; 78] = [
     "fly-client-ip",
 ];
 
-const LONGEST: usize = 27;
-
-/// [`IGNORED`] by length: names of `n` bytes are `sorted[starts[n]..starts[n + 1]]`, and their first and last bytes have
-/// their [bits](ends) in `ends[n]`.
-struct ByLength {
-    sorted: [&'static str; IGNORED.len()],
-    starts: [usize; LONGEST + 2],
-    ends: [u64; LONGEST + 1],
+/// What a request header is to the key, before the operator says anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// `Host`, which every key holds in a field of its own.
+    Host,
+    /// `Authorization` and `Proxy-Authorization`.
+    Credentials,
+    Cookie,
+    /// On the closed list of those that no key needs.
+    Ignored,
+    /// Any other: it counts.
+    Other,
 }
 
-static BY_LENGTH: ByLength = by_length();
+const SPECIAL: [(&str, Role); 4] = [
+    ("host", Role::Host),
+    ("authorization", Role::Credentials),
+    ("proxy-authorization", Role::Credentials),
+    ("cookie", Role::Cookie),
+];
 
-const fn by_length() -> ByLength {
-    let mut table =
-        ByLength { sorted: [""; IGNORED.len()], starts: [0; LONGEST + 2], ends: [0; LONGEST + 1] };
-    let (mut length, mut filled) = (0, 0);
-    while length <= LONGEST {
-        table.starts[length] = filled;
-        let mut i = 0;
-        while i < IGNORED.len() {
-            if IGNORED[i].len() == length {
-                table.sorted[filled] = IGNORED[i];
-                table.ends[length] |= ends(IGNORED[i].as_bytes());
-                filled += 1;
+const NAMED: usize = IGNORED.len() + SPECIAL.len();
+
+/// The names that have a role, numbered.
+const fn named(number: usize) -> (&'static str, Role) {
+    if number < IGNORED.len() { (IGNORED[number], Role::Ignored) } else { SPECIAL[number - IGNORED.len()] }
+}
+
+/// Where the names that have a role are found.
+struct Roles {
+    seed: u32,
+    /// By [`slot`], of which no two names share one: one more than a name's [number](named); zero where none is.
+    numbers: [u8; 1 << SLOT_BITS],
+}
+
+const SLOT_BITS: u32 = 10;
+
+static ROLES: Roles = roles();
+
+/// Tries seeds until one gives each name a slot of its own.
+const fn roles() -> Roles {
+    const { assert!(NAMED < u8::MAX as usize) };
+    let mut seed: u32 = 1;
+    loop {
+        let mut numbers = [0; 1 << SLOT_BITS];
+        let mut count: u8 = 0;
+        while (count as usize) < NAMED {
+            let slot = slot(named(count as usize).0.as_bytes(), seed);
+            if numbers[slot] != 0 {
+                break;
             }
-            i += 1;
+            count += 1;
+            numbers[slot] = count;
         }
-        length += 1;
+        if count as usize == NAMED {
+            return Roles { seed, numbers };
+        }
+        seed = seed.wrapping_add(0x9e37_79b8);
     }
-    table.starts[length] = filled;
-    assert!(filled == IGNORED.len(), "LONGEST is shorter than a name of the list");
-    table
 }
 
-/// One bit of 64 for the first and the last byte of a name.
-const fn ends(name: &[u8]) -> u64 {
-    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
-    1 << ((first.wrapping_mul(7) ^ *last) % 64)
+/// Four bytes of a name, spread over the slots. `name` is not empty.
+const fn slot(name: &[u8], seed: u32) -> usize {
+    let length = name.len();
+    let taken = [length.to_le_bytes()[0], name[0], name[length / 2], name[length - 1]];
+    (u32::from_le_bytes(taken).wrapping_mul(seed) >> (u32::BITS - SLOT_BITS)) as usize
 }
 
-/// Whether `name` is on the closed list of request headers that no key needs. Compares with the few names that have
-/// its length, if one of them may begin and end like it; allocates nothing.
-pub(crate) fn ignored(name: &HeaderName) -> bool {
-    let name = name.as_str().as_bytes();
-    let may_be = BY_LENGTH.ends.get(name.len()).is_some_and(|known| known & ends(name) > 0);
-    may_be && {
-        let alike = &BY_LENGTH.sorted[BY_LENGTH.starts[name.len()]..BY_LENGTH.starts[name.len() + 1]];
-        alike.iter().any(|known| known.as_bytes() == name)
+/// What `name` is to the key. Compares with one name at most; allocates nothing.
+pub(crate) fn role(name: &HeaderName) -> Role {
+    let name = name.as_str();
+    match ROLES.numbers[slot(name.as_bytes(), ROLES.seed)] {
+        0 => Role::Other,
+        number => match named(usize::from(number) - 1) {
+            (known, role) if known == name => role,
+            _ => Role::Other,
+        },
     }
 }
 
@@ -197,7 +226,7 @@ mod tests {
     use crate::http::syntax::tests::map;
 
     fn is_ignored(name: &'static str) -> bool {
-        ignored(&HeaderName::from_static(name))
+        role(&HeaderName::from_static(name)) == Role::Ignored
     }
 
     #[test]
@@ -257,20 +286,31 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_shares_the_slot_of_another_has_no_role() {
+        let slot_of = |name: &str| slot(name.as_bytes(), ROLES.seed);
+        // Of the four bytes that choose the slot, all are the same.
+        for (known, near) in [("host", "hast"), ("cookie", "cxxkie"), ("x-real-ip", "x-raal-ip")] {
+            assert_eq!(slot_of(known), slot_of(near), "{near}");
+            assert_eq!(role(&HeaderName::from_static(near)), Role::Other, "{near}");
+        }
+    }
+
+    #[test]
     fn names_near_the_list_split() {
         for name in ["x-b3", "x-b3-tenant", "sec-ch-ua-", "sec-ch-uaa", "dn", "user-agents", "x"] {
             assert!(!is_ignored(name), "{name}");
         }
         let long = HeaderName::from_bytes(&[b'a'; 300]).unwrap();
-        assert!(!ignored(&long));
+        assert_eq!(role(&long), Role::Other);
         for length in 1..60 {
-            assert!(!ignored(&HeaderName::from_bytes(&vec![b'a'; length]).unwrap()), "{length}");
+            let name = HeaderName::from_bytes(&vec![b'a'; length]).unwrap();
+            assert_eq!(role(&name), Role::Other, "{length}");
         }
     }
 
     #[test]
     fn names_are_compared_without_case() {
-        assert!(ignored(&HeaderName::from_bytes(b"X-Request-ID").unwrap()));
+        assert_eq!(role(&HeaderName::from_bytes(b"X-Request-ID").unwrap()), Role::Ignored);
     }
 
     fn left(lines: &[(&str, &[u8])]) -> Vec<String> {

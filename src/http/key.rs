@@ -6,7 +6,7 @@
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, Uri};
 
 use crate::http::rule::KeyRule;
 use crate::http::vary::VarySpec;
@@ -123,17 +123,20 @@ fn same_bytes(a: &Uri, b: &Uri) -> bool {
 /// How many header lines are sorted without an allocation.
 const ON_STACK: usize = 32;
 
-/// One header line; `None` in places that no line took.
-type Line<'a> = Option<(&'a HeaderName, &'a HeaderValue)>;
+/// Name and value of one header line.
+type Line<'a> = (&'a str, &'a [u8]);
 
 /// Writes the lines that count: names in one order whatever the order in the request, lines of one name in theirs.
 fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
-    let lines = headers.iter().filter(|(name, _)| **name != HOST && rule.keys(name)).map(Some);
+    let lines = headers
+        .iter()
+        .filter(|(name, _)| **name != HOST && rule.keys(name))
+        .map(|(name, value)| (name.as_str(), value.as_bytes()));
     if headers.len() > ON_STACK {
         let mut all: Vec<_> = lines.collect();
         return write_lines(&mut all, key);
     }
-    let mut some = [None; ON_STACK];
+    let mut some: [Line<'_>; ON_STACK] = [("", b""); ON_STACK];
     let mut filled = 0;
     for line in lines {
         some[filled] = line;
@@ -144,17 +147,13 @@ fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -
 
 fn write_lines(lines: &mut [Line<'_>], key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
     // A map gives the lines of one name in their order, and this sort keeps it.
-    lines.sort_by(|one, other| name(one).cmp(name(other)));
+    lines.sort_by_key(|(name, _)| *name);
     key.count(lines.len())?;
-    for (name, value) in lines.iter().flatten() {
-        key.field(name.as_str().as_bytes())?;
-        key.field(value.as_bytes())?;
+    for (name, value) in lines {
+        key.field(name.as_bytes())?;
+        key.field(value)?;
     }
     Ok(())
-}
-
-fn name<'a>(line: &Line<'a>) -> &'a str {
-    line.map_or("", |(name, _)| name.as_str())
 }
 
 #[cfg(test)]

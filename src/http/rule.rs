@@ -1,11 +1,11 @@
 //! Which request headers tell one request from another: everything but a closed list, unless the operator says
 //! otherwise.
 
-use http::header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION};
+use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
 use http::{HeaderMap, HeaderName};
 
 use crate::http::cookies::CookieRule;
-use crate::http::headers;
+use crate::http::headers::{self, Role};
 use crate::stable_hash::Fnv1a;
 
 /// Changes when the default list or the layout of keys does, so that a store shared by two versions of this crate
@@ -138,7 +138,8 @@ impl KeyRule {
 
     /// Whether the key holds all values of `name`.
     pub(crate) fn keys(&self, name: &HeaderName) -> bool {
-        if *name == HOST {
+        let role = headers::role(name);
+        if role == Role::Host {
             return true;
         }
         #[cfg(feature = "grpc")]
@@ -151,12 +152,10 @@ impl KeyRule {
             return false;
         }
         let named = self.only.as_ref().is_some_and(|only| only.contains(name));
-        if *name == AUTHORIZATION || *name == PROXY_AUTHORIZATION {
-            self.authorization || named
-        } else if *name == COOKIE {
-            named
-        } else {
-            named || (self.only.is_none() && !headers::ignored(name))
+        match role {
+            Role::Credentials => self.authorization || named,
+            Role::Cookie | Role::Ignored => named,
+            Role::Host | Role::Other => named || self.only.is_none(),
         }
     }
 
@@ -223,7 +222,7 @@ fn write_list<'a>(hash: &mut Fnv1a, names: impl ExactSizeIterator<Item = &'a str
 mod tests {
     use super::*;
     use crate::http::syntax::tests::map;
-    use http::header::{ACCEPT, USER_AGENT};
+    use http::header::{ACCEPT, HOST, USER_AGENT};
 
     const X_TENANT: HeaderName = HeaderName::from_static("x-tenant");
 

@@ -27,8 +27,14 @@ impl<'a> KeyWriter<'a> {
 
     /// Bytes of any length, behind that length.
     pub(crate) fn field(&mut self, bytes: &[u8]) -> Result<(), KeyTooLong> {
-        self.count(bytes.len())?;
-        self.append(bytes)
+        let (whole, length) = (bytes.len() + 2, counted(bytes.len())?);
+        if whole > MAX_KEY_BYTES - self.out.len() {
+            return Err(KeyTooLong);
+        }
+        self.out.reserve(whole);
+        self.out.extend_from_slice(&length);
+        self.out.extend_from_slice(bytes);
+        Ok(())
     }
 
     /// A field that may be absent, which is not the same as empty.
@@ -39,10 +45,7 @@ impl<'a> KeyWriter<'a> {
 
     /// How many fields, or groups of fields, follow.
     pub(crate) fn count(&mut self, count: usize) -> Result<(), KeyTooLong> {
-        // Two bytes hold every length that fits a key, and each thing counted takes at least one byte.
-        const { assert!(MAX_KEY_BYTES <= u16::MAX as usize) };
-        let count = u16::try_from(count).map_err(|_| KeyTooLong)?;
-        self.append(&count.to_be_bytes())
+        self.append(&counted(count)?)
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), KeyTooLong> {
@@ -52,6 +55,12 @@ impl<'a> KeyWriter<'a> {
         self.out.extend_from_slice(bytes);
         Ok(())
     }
+}
+
+/// Two bytes hold every length that fits a key, and each thing counted takes at least one byte.
+fn counted(count: usize) -> Result<[u8; 2], KeyTooLong> {
+    const { assert!(MAX_KEY_BYTES <= u16::MAX as usize) };
+    u16::try_from(count).map(u16::to_be_bytes).map_err(|_| KeyTooLong)
 }
 
 #[cfg(test)]

@@ -244,7 +244,7 @@ impl<S> GuardService<S> {
             }
             return self.pass_alone(parts, body, conditionals, Changes::Nothing);
         }
-        let mut asking =
+        let asking =
             Asking { parts, body, conditionals, directives, facts, extra, generation, spec: found.spec };
         let mut fallback = None;
         if let Some(entry) = found.entry {
@@ -259,9 +259,14 @@ impl<S> GuardService<S> {
                 Reply::Checked(_) => fallback = Some(entry),
                 Reply::Page(page, _) if page.recording.is_sound() => {
                     let page = Arc::clone(page);
-                    match self.serve(class, &page, entry, asking) {
-                        Served::Answer(response) => return ResponseFuture::ready(response),
-                        Served::Asks(again, entry) => (asking, fallback) = (again, entry),
+                    match self.serve(class, &page, entry, &asking) {
+                        Served::Answer(response, due) => {
+                            if let Some(stale) = due {
+                                self.refresh(class, asking, stale);
+                            }
+                            return ResponseFuture::ready(response);
+                        }
+                        Served::Asks(entry) => fallback = entry,
                     }
                 }
                 _ => {}
@@ -340,8 +345,8 @@ impl<S> GuardService<S> {
         class: MethodClass,
         page: &Page,
         entry: Entry<Reply>,
-        asking: Asking<B>,
-    ) -> Served<B, R>
+        asking: &Asking<B>,
+    ) -> Served<R>
     where
         S: Inner<B, R>,
         B: Body + Send + 'static,
@@ -350,30 +355,28 @@ impl<S> GuardService<S> {
         let guard = &self.guard;
         let freshness = guard.shelf().judge(&entry);
         if !self.suits(&entry, page, &asking.directives) {
-            return Served::Asks(asking, Some(entry));
+            return Served::Asks(Some(entry));
         }
         match freshness {
             // What a run is to replace does not answer its own request, at another depth of the app.
             Freshness::Stale { .. } | Freshness::IfError { load: false }
                 if guard.flights().is_own(|| asking.address(guard, class.stored()).map(|own| own.key)) =>
             {
-                return Served::Asks(asking, None);
+                return Served::Asks(None);
             }
             // The client may take what is older than others would.
             Freshness::Dead | Freshness::IfError { load: true }
-                if !self.may_be_stale(&entry, page, &asking) =>
+                if !self.may_be_stale(&entry, page, asking) =>
             {
-                return Served::Asks(asking, Some(entry));
+                return Served::Asks(Some(entry));
             }
             _ => {}
         }
         let mut response = page.respond(class, &asking.conditionals, &guard.shelf().timeline);
         self.count_served(&entry, freshness, response.headers_mut());
         let due = matches!(freshness, Freshness::RefreshEarly | Freshness::Stale { refresh: true });
-        if due && class != MethodClass::Head && !asking.facts.principal_in_key {
-            self.refresh(class, asking, entry);
-        }
-        Served::Answer(response)
+        let may_refresh = class != MethodClass::Head && !asking.facts.principal_in_key;
+        Served::Answer(response, (due && may_refresh).then_some(entry))
     }
 
     /// Whether the client takes what nobody else would get any more.
@@ -413,8 +416,9 @@ impl<S> GuardService<S> {
 
 // Made and taken apart in one call.
 #[allow(clippy::large_enum_variant)]
-enum Served<B, R> {
-    Answer(Response<GuardBody<R>>),
+enum Served<R> {
+    /// With the entry, if it is to be refreshed.
+    Answer(Response<GuardBody<R>>, Option<Entry<Reply>>),
     /// A load is due; the entry may be served if it fails.
-    Asks(Asking<B>, Option<Entry<Reply>>),
+    Asks(Option<Entry<Reply>>),
 }
