@@ -255,13 +255,18 @@ impl ConfigError {
     }
 }
 
-/// The longest time any setting takes: a hundred years, so that no sum of a few of them overflows a clock.
+/// The longest time there is: a hundred years, so that no sum of a few of them overflows a clock.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// `value` if it is more than zero and at most [`MAX_DURATION`].
+/// `value`, or [`MAX_DURATION`] where that is shorter: "for ever" is a setting like any other.
+pub(crate) fn bounded(value: Duration) -> Duration {
+    value.min(MAX_DURATION)
+}
+
+/// `value` if it is more than zero.
 pub(crate) fn check_positive(field: &'static str, value: Duration) -> Result<Duration, ConfigError> {
-    if value.is_zero() || value > MAX_DURATION {
-        return Err(ConfigError::new(field, value, "more than 0 and at most 100 years"));
+    if value.is_zero() {
+        return Err(ConfigError::new(field, value, "more than 0"));
     }
     Ok(value)
 }

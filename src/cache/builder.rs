@@ -22,7 +22,7 @@ use crate::clock::{Clock, Timeline};
 use crate::codec::{Codec, PostcardCodec};
 #[cfg(feature = "redis")]
 use crate::coordinate::{SharedKey, SharedTier};
-use crate::error::{ConfigError, MAX_DURATION, check_count, check_name, check_positive};
+use crate::error::{ConfigError, bounded, check_count, check_name, check_positive};
 use crate::flight::{FlightConfig, Flights, OnAbandon};
 use crate::policy::{EarlyRefresh, Lifetime};
 use crate::rng::Random;
@@ -157,7 +157,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
 
     /// How long a value is fresh, before [`jitter`](Self::jitter). Default: 60 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.life.ttl = ttl;
+        self.life.ttl = bounded(ttl);
         self
     }
 
@@ -173,7 +173,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     /// How long after its freshness a value is still served, at once, while one background load replaces it
     /// (RFC 5861, section 3). Default: zero, not at all.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
-        self.life.stale_while_revalidate = window;
+        self.life.stale_while_revalidate = bounded(window);
         self
     }
 
@@ -182,14 +182,14 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     ///
     /// Counted from the end of freshness like `stale_while_revalidate`, beside it.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
-        self.life.stale_if_error = window;
+        self.life.stale_if_error = bounded(window);
         self
     }
 
     /// How long a call waits for a load before it is served a value within `stale_if_error`; the load goes on,
     /// as [`on_abandon`](Self::on_abandon) says once nobody waits for it. Default: `None`, until the load ends.
     pub fn soft_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.soft_timeout = limit.into();
+        self.soft_timeout = limit.into().map(bounded);
         self
     }
 
@@ -197,7 +197,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     /// [`max_concurrent_loads`](Self::max_concurrent_loads) included, before it is dropped and everyone who
     /// waits gets [`LoadError::TimedOut`](crate::LoadError::TimedOut). Default: 30 s. `None` is no limit.
     pub fn load_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.flights.load_timeout = limit.into();
+        self.flights.load_timeout = limit.into().map(bounded);
         self
     }
 
@@ -301,16 +301,16 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     /// # Errors
     ///
     /// [`ConfigError`] names the setting that is out of its range: `ttl`, `load_timeout` and `soft_timeout` must
-    /// be more than 0 and at most 100 years, the stale windows at most 100 years, `jitter` from 0 to 1,
-    /// `capacity`, `max_concurrent_loads`, `max_in_flight` and `max_waiters_per_key` at least 1,
-    /// `early_refresh`'s beta more than 0 and at most 1,000, or its fraction between 0 and 1.
+    /// be more than 0, `jitter` from 0 to 1, `capacity`, `max_concurrent_loads`, `max_in_flight` and
+    /// `max_waiters_per_key` at least 1, `early_refresh`'s beta more than 0 and at most 1,000, or its fraction
+    /// between 0 and 1. A time of more than 100 years counts as 100 years.
     pub fn build(self) -> Result<StampedeCache<K, V, E>, ConfigError>
     where
         K: Hash + Eq + Clone + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
         E: Send + Sync + 'static,
     {
-        check_life(&self.life)?;
+        check_positive("ttl", self.life.ttl)?;
         check_jitter(self.jitter)?;
         if let Some(early) = self.early {
             check_early(early)?;
@@ -361,19 +361,6 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         }
         Ok(StampedeCache::from_flights(flights))
     }
-}
-
-pub(crate) fn check_life(life: &Lifetime) -> Result<(), ConfigError> {
-    check_positive("ttl", life.ttl)?;
-    check_window("stale_while_revalidate", life.stale_while_revalidate)?;
-    check_window("stale_if_error", life.stale_if_error)
-}
-
-pub(crate) fn check_window(field: &'static str, window: Duration) -> Result<(), ConfigError> {
-    if window > MAX_DURATION {
-        return Err(ConfigError::new(field, window, "at most 100 years"));
-    }
-    Ok(())
 }
 
 pub(crate) fn check_jitter(share: f64) -> Result<(), ConfigError> {

@@ -15,7 +15,7 @@ use super::loaded::{LoadContext, Loaded};
 use super::shared::{Errand, Gate, Shared};
 use super::shelf::{Change, Shelf};
 use super::stats::Counters;
-use crate::error::{LoadError, MAX_DURATION};
+use crate::error::{LoadError, bounded};
 use crate::event;
 use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Settle, Value};
 use crate::invalidation::Invalidation;
@@ -314,9 +314,9 @@ where
         if loaded.uncacheable || ttl.is_zero() {
             return Destination::WaitersOnly;
         }
-        let or = |own: Option<Duration>, default: Duration| own.unwrap_or(default).min(MAX_DURATION);
+        let or = |own: Option<Duration>, default: Duration| bounded(own.unwrap_or(default));
         let life = Lifetime {
-            ttl: ttl.min(MAX_DURATION),
+            ttl: bounded(ttl),
             stale_while_revalidate: or(loaded.stale_while_revalidate, self.life.stale_while_revalidate),
             stale_if_error: or(loaded.stale_if_error, self.life.stale_if_error),
         };

@@ -27,7 +27,7 @@ pub use store::{Moka, Store};
 
 #[cfg(feature = "layer")]
 pub(crate) use self::{
-    builder::{check_jitter, check_life, check_window},
+    builder::check_jitter,
     entry::{Arrival, Destination, Entry, Storing},
     generations::{Born, Mark, mark_of},
     shelf::{Shelf, ShelfConfig},

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::SingleFlight;
 use super::core::{FlightConfig, Flights, OnAbandon};
-use crate::error::{ConfigError, check_count, check_positive};
+use crate::error::{ConfigError, bounded, check_count, check_positive};
 
 /// Settings of a [`SingleFlight`], from [`SingleFlight::builder`].
 ///
@@ -41,7 +41,7 @@ impl<K, V, E> SingleFlightBuilder<K, V, E> {
     /// It runs from the moment the load first has to wait, on the timers of the caller's Tokio runtime. A loader
     /// that blocks its thread cannot be stopped.
     pub fn load_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.config.load_timeout = limit.into();
+        self.config.load_timeout = limit.into().map(bounded);
         self
     }
 
@@ -79,8 +79,8 @@ impl<K, V, E> SingleFlightBuilder<K, V, E> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] names the setting that is out of its range: `load_timeout` must be more than 0 and at
-    /// most 100 years, `max_in_flight` and `max_waiters_per_key` at least 1.
+    /// [`ConfigError`] names the setting that is out of its range: `load_timeout` must be more than 0 (more than
+    /// 100 years count as 100 years), `max_in_flight` and `max_waiters_per_key` at least 1.
     pub fn build(self) -> Result<SingleFlight<K, V, E>, ConfigError>
     where
         K: Hash + Eq + Clone + Send + Sync + 'static,

@@ -19,18 +19,17 @@ use super::stats::Counters;
 use super::tier::Tiered;
 use super::uniques::Uniques;
 use super::writes::Writes;
-use crate::cache::{Shelf, ShelfConfig, StoreKind, check_jitter, check_life, check_window};
+use crate::cache::{Shelf, ShelfConfig, StoreKind, check_jitter};
 use crate::clock::{Clock, Timeline};
 #[cfg(feature = "redis")]
 use crate::coordinate::SharedTier;
 #[cfg(feature = "redis")]
 use crate::error::check_name;
-use crate::error::{ConfigError, check_count, check_positive};
+use crate::error::{ConfigError, bounded, check_count, check_positive};
 use crate::flight::{FlightConfig, Flights};
 use crate::http::cache_status::CacheName;
 use crate::http::rule::KeyRule;
 use crate::http::verdict::HttpPolicy;
-use crate::policy::Lifetime;
 use crate::rng::Random;
 use crate::sync::RandomState;
 
@@ -136,11 +135,11 @@ impl StampedeGuardBuilder {
     /// # Errors
     ///
     /// [`ConfigError`] names the setting that is out of its range: `ttl`, `load_timeout` and `wait_timeout` must be
-    /// more than 0 and at most 100 years, the stale windows and `max_body_wait` at most 100 years, `jitter` from 0 to
-    /// 1, `heuristic_freshness` more than 0 and at most 1, `max_body_bytes`, `max_stored_bytes`, `max_in_flight`,
-    /// `max_waiters_per_key` and `max_variants` at least 1, header names as in RFC 9110, section 5.1, the name for
-    /// `cache_status` printable ASCII. `share_authorized` and `key_authorization` exclude each other. What is the
-    /// store's is not set on a derived guard.
+    /// more than 0, `jitter` from 0 to 1, `heuristic_freshness` more than 0 and at most 1, `max_body_bytes`,
+    /// `max_stored_bytes`, `max_in_flight`, `max_waiters_per_key` and `max_variants` at least 1, header names as in
+    /// RFC 9110, section 5.1, the name for `cache_status` printable ASCII. `share_authorized` and `key_authorization`
+    /// exclude each other. What is the store's is not set on a derived guard. A time of more than 100 years counts as
+    /// 100 years.
     pub fn build(self) -> Result<StampedeGuard, ConfigError> {
         Ok(StampedeGuard::from_guarded(self.checked()?.defaults()))
     }
@@ -212,7 +211,7 @@ impl<G> StampedeGuardBuilder<G> {
     ///
     /// What a response says itself counts for more: `s-maxage`, then `max-age`, then `Expires`.
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.settings.policy.default_ttl = Some(ttl);
+        self.settings.policy.default_ttl = Some(bounded(ttl));
         self
     }
 
@@ -239,8 +238,8 @@ impl<G> StampedeGuardBuilder<G> {
     /// A response's own `stale-while-revalidate` counts for more; `must-revalidate`, `proxy-revalidate` and
     /// `s-maxage` forbid it. [`max_stale_while_revalidate`](Self::max_stale_while_revalidate) caps both.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
-        self.settings.policy.default_swr = window;
-        self.settings.policy.granted_swr = window;
+        self.settings.policy.default_swr = bounded(window);
+        self.settings.policy.granted_swr = bounded(window);
         self
     }
 
@@ -250,21 +249,21 @@ impl<G> StampedeGuardBuilder<G> {
     /// A response's own `stale-if-error` counts for more; `must-revalidate`, `proxy-revalidate` and `s-maxage` forbid
     /// it. After a failure the next run waits, from 100 ms doubling to 30 s, while stale is served.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
-        self.settings.policy.stale_if_error = window;
+        self.settings.policy.stale_if_error = bounded(window);
         self
     }
 
     /// The longest that a response may be served stale while it is refreshed, whoever says so, itself included.
     /// Default: `None`, as long as it says.
     pub fn max_stale_while_revalidate(mut self, most: impl Into<Option<Duration>>) -> Self {
-        self.settings.policy.max_swr = most.into();
+        self.settings.policy.max_swr = most.into().map(bounded);
         self
     }
 
     /// The longest that a response may be served stale because of a failure, whoever says so, itself included.
     /// Default: `None`, as long as it says.
     pub fn max_stale_if_error(mut self, most: impl Into<Option<Duration>>) -> Self {
-        self.settings.policy.max_sie = most.into();
+        self.settings.policy.max_sie = most.into().map(bounded);
         self
     }
 
@@ -350,14 +349,14 @@ impl<G> StampedeGuardBuilder<G> {
     /// The store waits as long for a body: with somebody reading, for each frame, and with nobody, for the end. A body
     /// that is slower is left to those who read it, and dropped if nobody does.
     pub fn load_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.settings.load_timeout = limit.into();
+        self.settings.load_timeout = limit.into().map(bounded);
         self
     }
 
     /// How long a request waits for another's handler run before it gets a stale response, if allowed, or what
     /// [`on_wait_timeout`](Self::on_wait_timeout) says. Default: `None`, as long as the run takes.
     pub fn wait_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.settings.wait_timeout = limit.into();
+        self.settings.wait_timeout = limit.into().map(bounded);
         self
     }
 
@@ -455,7 +454,7 @@ impl<G> StampedeGuardBuilder<G> {
     /// How long those who wait for a body of unknown length wait for its end before they run for themselves.
     /// Default: 200 ms; none for `text/event-stream`.
     pub fn max_body_wait(mut self, limit: Duration) -> Self {
-        self.settings.max_body_wait = limit;
+        self.settings.max_body_wait = bounded(limit);
         self
     }
 
@@ -603,23 +602,14 @@ impl<G> StampedeGuardBuilder<G> {
             return Err(error);
         }
         let policy = &self.settings.policy;
-        check_life(&Lifetime {
-            ttl: policy.default_ttl.unwrap_or(Duration::from_secs(1)),
-            stale_while_revalidate: policy.default_swr.max(policy.granted_swr),
-            stale_if_error: policy.stale_if_error,
-        })?;
+        for (field, time) in [
+            ("ttl", policy.default_ttl),
+            ("load_timeout", self.settings.load_timeout),
+            ("wait_timeout", self.settings.wait_timeout),
+        ] {
+            time.map(|time| check_positive(field, time)).transpose()?;
+        }
         check_jitter(self.jitter)?;
-        for (field, limit) in
-            [("load_timeout", self.settings.load_timeout), ("wait_timeout", self.settings.wait_timeout)]
-        {
-            limit.map(|limit| check_positive(field, limit)).transpose()?;
-        }
-        check_window("max_body_wait", self.settings.max_body_wait)?;
-        for (field, most) in
-            [("max_stale_while_revalidate", policy.max_swr), ("max_stale_if_error", policy.max_sie)]
-        {
-            most.map(|most| check_window(field, most)).transpose()?;
-        }
         if let Some(share) = policy.heuristic
             && !(share > 0.0 && share <= 1.0)
         {

@@ -24,7 +24,7 @@ pub struct RedisConfig {
     /// The beginning of every key, and the name of the event channel: 1 to 64 of `A-Z`, `a-z`, `0-9`, `_`, `-` and
     /// `.`. Default: `stampede`.
     pub namespace: String,
-    /// How long one operation may take before this instance goes on without Redis. Default: 250 ms.
+    /// How long one operation may take before this instance goes on without Redis: at most a day. Default: 250 ms.
     ///
     /// Once one takes longer, callers do not wait for Redis at all until it answers again. A server that answers others
     /// meanwhile, or a process that has no time for its own timers, has up to four times as long: a crowd is no fault.
@@ -138,12 +138,14 @@ const MOST_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 impl RedisConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         check_name("namespace", &self.namespace)?;
-        for (field, time) in [
-            ("operation_timeout", self.operation_timeout),
-            ("local_ttl_cap", self.local_ttl_cap),
-            ("unsubscribed_ttl_cap", self.unsubscribed_ttl_cap),
-        ] {
-            check_positive(field, time)?;
+        check_positive("local_ttl_cap", self.local_ttl_cap)?;
+        check_positive("unsubscribed_ttl_cap", self.unsubscribed_ttl_cap)?;
+        if self.operation_timeout.is_zero() || self.operation_timeout > MOST_TIME {
+            return Err(ConfigError::new(
+                "operation_timeout",
+                self.operation_timeout,
+                "more than 0 and at most a day",
+            ));
         }
         // Redis counts in milliseconds, and a third of a lease must be one.
         if self.lease < Duration::from_millis(10) || self.lease > MOST_TIME {
@@ -220,8 +222,9 @@ mod tests {
         };
         assert_eq!(refused(|c| c.namespace = "a:b".into()), "namespace");
         assert_eq!(refused(|c| c.operation_timeout = Duration::ZERO), "operation_timeout");
+        assert_eq!(refused(|c| c.operation_timeout = Duration::MAX), "operation_timeout");
         assert_eq!(refused(|c| c.local_ttl_cap = Duration::ZERO), "local_ttl_cap");
-        assert_eq!(refused(|c| c.unsubscribed_ttl_cap = Duration::MAX), "unsubscribed_ttl_cap");
+        assert_eq!(refused(|c| c.unsubscribed_ttl_cap = Duration::ZERO), "unsubscribed_ttl_cap");
         assert_eq!(refused(|c| c.lease = Duration::from_millis(9)), "lease");
         assert_eq!(refused(|c| c.lease = Duration::MAX), "lease");
         assert_eq!(refused(|c| c.max_hold = c.lease / 2), "max_hold");

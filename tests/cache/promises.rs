@@ -437,7 +437,7 @@ fn a_seed_makes_a_run_repeatable() {
 #[test]
 fn no_time_overflows() {
     let clock = ManualClock::new();
-    let longest = secs(100 * 365 * 24 * 60 * 60);
+    let longest = Duration::MAX;
     let cache = sharp(&clock)
         .ttl(longest)
         .jitter(1.0)
@@ -454,6 +454,17 @@ fn no_time_overflows() {
         assert_eq!(cache.get(&1), None, "time does not go backwards");
         cache.insert(2, 2);
     }
+}
+
+#[test]
+fn no_time_is_longer_than_a_hundred_years() {
+    let clock = ManualClock::new();
+    let cache = sharp(&clock).ttl(Duration::MAX).build().unwrap();
+    cache.insert(1, 1);
+    clock.advance(secs(100 * 365 * 24 * 60 * 60) - NANO);
+    assert_eq!(cache.get(&1), Some(1));
+    clock.advance(NANO);
+    assert_eq!(cache.get(&1), None);
 }
 
 // What a loader says of its value.
@@ -1111,22 +1122,13 @@ async fn the_listener_may_use_the_cache_for_the_same_key() {
 #[test]
 fn a_bad_setting_is_named_with_its_range_and_nothing_panics() {
     let new = || StampedeCache::<u64, u64>::builder().store(Tested);
-    let too_long = secs(100 * 365 * 24 * 60 * 60 + 1);
-    let times = "more than 0 and at most 100 years";
+    let times = "more than 0";
     let beta = "a beta of more than 0 and at most 1,000";
     let fraction = "a fraction of more than 0 and less than 1";
     let mut refused: Vec<(&str, &str, Result<_, ConfigError>)> = vec![
         ("ttl", times, new().ttl(Duration::ZERO).build()),
-        ("ttl", times, new().ttl(too_long).build()),
-        ("ttl", times, new().ttl(Duration::MAX).build()),
-        ("stale_while_revalidate", "at most 100 years", new().stale_while_revalidate(too_long).build()),
-        ("stale_while_revalidate", "at most 100 years", new().stale_while_revalidate(Duration::MAX).build()),
-        ("stale_if_error", "at most 100 years", new().stale_if_error(too_long).build()),
-        ("stale_if_error", "at most 100 years", new().stale_if_error(Duration::MAX).build()),
         ("soft_timeout", times, new().soft_timeout(Duration::ZERO).build()),
-        ("soft_timeout", times, new().soft_timeout(Duration::MAX).build()),
         ("load_timeout", times, new().load_timeout(Duration::ZERO).build()),
-        ("load_timeout", times, new().load_timeout(Duration::MAX).build()),
         ("capacity", "at least 1", new().capacity(0).build()),
         ("max_concurrent_loads", "at least 1", new().max_concurrent_loads(0).build()),
         ("max_in_flight", "at least 1", new().max_in_flight(0).build()),
@@ -1153,10 +1155,9 @@ fn a_bad_setting_is_named_with_its_range_and_nothing_panics() {
 
 #[tokio::test]
 async fn the_edges_of_every_range_are_allowed() {
-    let longest = secs(100 * 365 * 24 * 60 * 60);
     for jitter in [-0.0, 0.0, 1.0, f64::MIN_POSITIVE] {
         for early in [EarlyRefresh::XFetch { beta: 1_000.0 }, EarlyRefresh::Fraction(f64::MIN_POSITIVE)] {
-            for (span, count) in [(NANO, 1), (longest, usize::MAX)] {
+            for (span, count) in [(NANO, 1), (Duration::MAX, usize::MAX)] {
                 let cache = StampedeCache::<u64, u64>::builder()
                     .store(Tested)
                     .ttl(span)
@@ -1164,6 +1165,7 @@ async fn the_edges_of_every_range_are_allowed() {
                     .stale_while_revalidate(span)
                     .stale_if_error(span)
                     .soft_timeout(span)
+                    .load_timeout(span.max(secs(1)))
                     .early_refresh(early)
                     .capacity(count as u64)
                     .max_concurrent_loads(count)

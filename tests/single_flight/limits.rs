@@ -144,12 +144,10 @@ fn refusals_never_lift_the_count_over_max_in_flight() {
 #[test]
 fn settings_out_of_range_are_named() {
     let no_time = Group::builder().load_timeout(Duration::ZERO).build().unwrap_err();
-    let ages = Group::builder().load_timeout(Duration::MAX).build().unwrap_err();
     let no_keys = Group::builder().max_in_flight(0).build().unwrap_err();
     let no_callers = Group::builder().max_waiters_per_key(0).build().unwrap_err();
     for (refused, field, allowed) in [
-        (no_time, "load_timeout", "more than 0 and at most 100 years"),
-        (ages, "load_timeout", "more than 0 and at most 100 years"),
+        (no_time, "load_timeout", "more than 0"),
         (no_keys, "max_in_flight", "at least 1"),
         (no_callers, "max_waiters_per_key", "at least 1"),
     ] {

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::cache::{check_jitter, check_life};
-use crate::error::{ConfigError, check_positive};
+use crate::cache::check_jitter;
+use crate::error::{ConfigError, bounded, check_positive};
 use crate::http::grpc::method::{is_name, service_of};
 use crate::layer::guard::{Guarded, Settings};
-use crate::policy::Lifetime;
 
 /// How one gRPC method, or all of one service, differ from the rest of a guard. What is not set is as the guard's.
 ///
@@ -46,7 +45,7 @@ impl GrpcMethod {
     /// How long a reply is fresh whose metadata do not say so in `cache-control`. Default: the guard's
     /// [`ttl`](crate::StampedeGuardBuilder::ttl), 1 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
+        self.ttl = Some(bounded(ttl));
         self.coalesce_only = false;
         self
     }
@@ -54,14 +53,14 @@ impl GrpcMethod {
     /// How long after its freshness a reply is still served, at once, while one background call replaces it. Default:
     /// the guard's, 1 s.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
-        self.stale_while_revalidate = Some(window);
+        self.stale_while_revalidate = Some(bounded(window));
         self
     }
 
     /// How long after its freshness a reply is served in place of the status `UNKNOWN`, `DEADLINE_EXCEEDED`,
     /// `RESOURCE_EXHAUSTED`, `INTERNAL` or `UNAVAILABLE`. Default: the guard's, not at all.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
-        self.stale_if_error = Some(window);
+        self.stale_if_error = Some(bounded(window));
         self
     }
 
@@ -74,7 +73,7 @@ impl GrpcMethod {
     /// How long a call may take that is made for several callers, up to the head of its reply. Default: the guard's,
     /// 30 s.
     pub fn load_timeout(mut self, limit: Duration) -> Self {
-        self.load_timeout = Some(limit);
+        self.load_timeout = Some(bounded(limit));
         self
     }
 
@@ -85,13 +84,9 @@ impl GrpcMethod {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        check_life(&Lifetime {
-            ttl: self.ttl.unwrap_or(Duration::from_secs(1)),
-            stale_while_revalidate: self.stale_while_revalidate.unwrap_or_default(),
-            stale_if_error: self.stale_if_error.unwrap_or_default(),
-        })?;
-        self.jitter.map(check_jitter).transpose()?;
+        self.ttl.map(|ttl| check_positive("ttl", ttl)).transpose()?;
         self.load_timeout.map(|limit| check_positive("load_timeout", limit)).transpose()?;
+        self.jitter.map(check_jitter).transpose()?;
         Ok(())
     }
 
