@@ -243,7 +243,8 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     }
 
     /// Called with each value that leaves the cache, soon after it left, on the thread of some later call. It
-    /// may use the cache. Default: none.
+    /// may use the cache. If it panics, the panic hook says so, and that call and later ones go on as if it had not.
+    /// Default: none.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(Arc<K>, V, EvictionCause) + Send + Sync + 'static,

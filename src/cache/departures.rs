@@ -1,5 +1,6 @@
 //! Values that left the cache, on their way to the listener.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::store::Kept;
@@ -55,7 +56,8 @@ impl<K, V> Departures<K, V> {
         self.queue.lock().push((key, kept, cause));
     }
 
-    /// Tells the listener what left. Never called under a lock.
+    /// Tells the listener what left. Never called under a lock. Whoever calls has other business, which no panic of
+    /// the listener's may end.
     pub(super) fn announce(&self) {
         loop {
             let batch = std::mem::take(&mut *self.queue.lock());
@@ -64,7 +66,7 @@ impl<K, V> Departures<K, V> {
             }
             for (key, kept, cause) in batch {
                 if let Some(value) = kept.into_value() {
-                    (self.listener)(key, value, cause);
+                    let _ = catch_unwind(AssertUnwindSafe(|| (self.listener)(key, value, cause)));
                 }
             }
         }

@@ -1089,6 +1089,29 @@ fn a_value_may_look_into_the_cache_when_it_is_dropped() {
     assert!(ends.load(Ordering::Relaxed) > 0);
 }
 
+#[tokio::test]
+async fn a_listener_that_panics_ends_no_call_and_misses_no_value() {
+    let gone = Departures::default();
+    let heard = gone.clone();
+    let listener = move |key: Arc<u64>, value, cause| {
+        heard.0.lock().unwrap().push((*key, value, cause));
+        assert!(value == 0, "the listener panics");
+    };
+    let cache = builder().eviction_listener(listener).build().unwrap();
+    for value in 0..5 {
+        cache.insert(1, value);
+    }
+    assert_eq!(cache.get_or_load(1, || async { Ok(9) }).await.unwrap(), 4);
+    cache.invalidate(&1);
+    assert_eq!(cache.get_or_load(1, || async { Ok(5) }).await.unwrap(), 5);
+    cache.get_or_load_with(2, |_| async { Ok(Loaded::new(6)) }).await.unwrap();
+    cache.invalidate_all();
+    assert_eq!(cache.entry_count(), 0);
+    let mut heard: Vec<_> = gone.take().into_iter().map(|(_, value, _)| value).collect();
+    heard.sort_unstable();
+    assert_eq!(heard, [0, 1, 2, 3, 4, 5, 6]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_listener_may_use_the_cache_for_the_same_key() {
     let cache: Arc<OnceLock<Cache>> = Arc::default();
