@@ -29,10 +29,11 @@ use crate::invalidation::Invalidation;
 /// ranges are answered from the store. The guard's own conditions are the only ones that a handler sees.
 ///
 /// What it cannot see is an identity that is not in the request's headers: in its extensions, set by an outer layer;
-/// in the connection, as with client certificates or peer addresses; in `x-forwarded-for`. Nor does it know that a
-/// URL answers differently each time, or that a client has to read its own write within two seconds. For those:
-/// [`bypass_if`](StampedeGuardBuilder::bypass_if), [`key_with`](StampedeGuardBuilder::key_with),
-/// [`coalesce_only`](Self::coalesce_only), or the layer on the routes that suit.
+/// in the connection, as with client certificates or peer addresses; in `x-forwarded-for` and other headers for the
+/// client's address. Nor does it know that a URL answers differently each time, or that a client has to read its own
+/// write within two seconds. For those: [`bypass_if`](StampedeGuardBuilder::bypass_if),
+/// [`key_with`](StampedeGuardBuilder::key_with), [`coalesce_only`](Self::coalesce_only), or the layer on the routes
+/// that suit.
 ///
 /// The state lives in this value: a clone is a handle to the same store and flights, and however often `layer` is
 /// called, its services share them. All of them must serve one URL space.
