@@ -126,8 +126,8 @@ impl<G> StampedeGuardBuilder<G> {
     }
 
     /// The response field in which handlers name the tags of what they return, such as `Cache-Tag` or `Surrogate-Key`,
-    /// with commas or spaces between them, for [`invalidate_tag`](crate::StampedeGuard::invalidate_tag). It is taken out of
-    /// every response. Default: none.
+    /// with commas or spaces between them, for [`invalidate_tag`](crate::StampedeGuard::invalidate_tag). It is taken out
+    /// of every response. Default: none.
     ///
     /// ```
     /// use stampede_guard::StampedeGuard;
