@@ -243,6 +243,16 @@ async fn a_uri_rewritten_on_the_way_counts_as_it_came_and_as_it_is_seen() {
     assert!(!site.shares(rewritten("/a", "/x"), rewritten("/b", "/x")).await);
     assert!(!site.shares(rewritten("/a", "/x"), rewritten("/a", "/y")).await);
     assert!(!site.shares(rewritten("http://h/x", "/x"), rewritten("http://H/x", "/x")).await);
+    // Of what came, one part alone is not what is seen.
+    for (seen, one, other) in [
+        ("/x", "/a", "/b"),
+        ("/x?c", "/x?a", "/x?b"),
+        ("http://h/x", "https://h/x", "ws://h/x"),
+        ("http://h/x", "http://H/x", "http://g/x"),
+    ] {
+        site.guard.invalidate_all();
+        assert!(!site.shares(rewritten(one, seen), rewritten(other, seen)).await, "{one} {other} {seen}");
+    }
 }
 
 #[tokio::test]
