@@ -236,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn a_run_for_several_carries_what_the_key_holds_and_little_else() {
+        let shared = KeyRule::default().share_authorized(true);
+        assert!(shared.carries(&AUTHORIZATION) && shared.carries(&X_TENANT));
+        assert!(!shared.carries(&USER_AGENT) && !KeyRule::default().carries(&AUTHORIZATION));
+        #[cfg(feature = "grpc")]
+        {
+            let accepted = HeaderName::from_static("grpc-accept-encoding");
+            let calls = KeyRule::default().key_headers([]).for_calls();
+            assert!(calls.carries(&accepted) && !calls.carries(&USER_AGENT));
+            assert!(!KeyRule::default().key_headers([]).carries(&accepted));
+        }
+    }
+
+    #[test]
     fn ignoring_a_header_takes_it_out_and_host_stays() {
         let rule = KeyRule::default().ignore_header(X_TENANT).ignore_header(HOST);
         assert!(!rule.keys(&X_TENANT));
