@@ -40,32 +40,43 @@ pub(crate) enum PassReason {
     Range,
 }
 
+/// Which of the lines are there that are read on their own: looking for one that is not there is dear on each hit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Present {
+    /// `If-None-Match` or `If-Modified-Since`.
+    pub(crate) conditions: bool,
+    /// `Cache-Control`.
+    pub(crate) directives: bool,
+}
+
 /// GET, HEAD, OPTIONS and TRACE change nothing (RFC 9110 section 9.2.1). Any other method may, unknown ones included.
 pub(crate) fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
 }
 
-/// Whether the request takes part under `rule`. `body_is_empty` is what the body itself says.
-pub(crate) fn classify(parts: &Parts, body_is_empty: bool, rule: &KeyRule) -> Eligibility {
+/// Whether the request takes part under `rule`, and for one that is not passed for its method, what else its head has.
+/// `body_is_empty` is what the body itself says.
+pub(crate) fn classify(parts: &Parts, body_is_empty: bool, rule: &KeyRule) -> (Eligibility, Present) {
+    let mut present = Present::default();
     let class = match parts.method {
         Method::GET => MethodClass::Get,
         Method::HEAD => MethodClass::Head,
-        _ => return Eligibility::Pass(PassReason::Method),
+        _ => return (Eligibility::Pass(PassReason::Method), present),
     };
-    match pass_reason(&parts.headers, body_is_empty, rule) {
-        Some(reason) => Eligibility::Pass(reason),
-        None => Eligibility::Take(class),
+    let framing = (!body_is_empty).then_some(PassReason::Body);
+    match reasons(&parts.headers, rule, &mut present).chain(framing).min() {
+        Some(reason) => (Eligibility::Pass(reason), present),
+        None => (Eligibility::Take(class), present),
     }
 }
 
-fn pass_reason(headers: &HeaderMap, body_is_empty: bool, rule: &KeyRule) -> Option<PassReason> {
-    let framing = (!body_is_empty).then_some(PassReason::Body);
-    reasons(headers, rule).chain(framing).min()
-}
-
-/// What the lines of a head say against taking part.
-pub(crate) fn reasons(headers: &HeaderMap, rule: &KeyRule) -> impl Iterator<Item = PassReason> {
-    headers.iter().filter_map(|(name, value)| reason_of(name, value, headers, rule))
+/// What the lines of a head say against taking part. Those of `present` are noted as they come by.
+pub(crate) fn reasons(
+    headers: &HeaderMap,
+    rule: &KeyRule,
+    present: &mut Present,
+) -> impl Iterator<Item = PassReason> {
+    headers.iter().filter_map(|(name, value)| reason_of(name, value, headers, rule, present))
 }
 
 /// What one line says against taking part. One look at each name: nearly all requests have none of these.
@@ -74,6 +85,7 @@ fn reason_of(
     value: &HeaderValue,
     headers: &HeaderMap,
     rule: &KeyRule,
+    present: &mut Present,
 ) -> Option<PassReason> {
     let (reason, applies) = match name.as_str() {
         // By these some frameworks let a GET act as another method. Answers to those are no answers to GET.
@@ -89,6 +101,14 @@ fn reason_of(
         "if-match" | "if-unmodified-since" => (PassReason::Precondition, true),
         "expect" => (PassReason::Expect, true),
         "range" => (PassReason::Range, true),
+        "if-none-match" | "if-modified-since" => {
+            present.conditions = true;
+            return None;
+        }
+        "cache-control" => {
+            present.directives = true;
+            return None;
+        }
         _ => return None,
     };
     applies.then_some(reason)
@@ -108,7 +128,7 @@ mod tests {
     fn of(method: &str, headers: &[(&str, &str)], rule: &KeyRule) -> Eligibility {
         let (mut parts, ()) = Request::builder().method(method).body(()).unwrap().into_parts();
         parts.headers = map(headers);
-        classify(&parts, true, rule)
+        classify(&parts, true, rule).0
     }
 
     fn get(headers: &[(&str, &str)]) -> Eligibility {
@@ -175,9 +195,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_on_its_own_is_noted() {
+        let present = |name: &str| {
+            let (mut parts, ()) = Request::get("/").body(()).unwrap().into_parts();
+            parts.headers = map(&[("accept", "*/*"), (name, "x"), ("accept-language", "en")]);
+            classify(&parts, true, &KeyRule::default()).1
+        };
+        assert_eq!(present("if-range"), Present::default());
+        for name in ["if-none-match", "if-modified-since"] {
+            assert_eq!(present(name), Present { conditions: true, directives: false }, "{name}");
+        }
+        assert_eq!(present("cache-control"), Present { conditions: false, directives: true });
+    }
+
+    #[test]
     fn a_body_passes() {
         let (parts, ()) = Request::get("/").body(()).unwrap().into_parts();
-        assert_eq!(classify(&parts, false, &KeyRule::default()), Eligibility::Pass(PassReason::Body));
+        assert_eq!(classify(&parts, false, &KeyRule::default()).0, Eligibility::Pass(PassReason::Body));
     }
 
     #[test]

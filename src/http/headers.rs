@@ -14,7 +14,7 @@ use crate::http::syntax;
 /// wrongly hands one client's answer to another. Hence left out on purpose: `accept*`, `origin`, `sec-fetch-*`,
 /// `forwarded` and `x-forwarded-host/-proto/-port/-prefix/-user` (they end up in links and redirects, or are an
 /// identity), `x-forwarded-client-cert`, `cf-visitor` (a scheme), `cf-ipcountry`, `save-data`, `sec-gpc`, and
-/// `host`, which every key holds in a field of its own.
+/// `host`, which every key holds.
 const IGNORED: [&str; 78] = [
     // The connection and the message's framing (RFC 9110 sections 7.6 and 8.6). A request with a body passes by.
     "connection",
@@ -109,7 +109,7 @@ const IGNORED: [&str; 78] = [
 /// What a request header is to the key, before the operator says anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// `Host`, which every key holds in a field of its own.
+    /// `Host`, which every key holds, whatever the operator says.
     Host,
     /// `Authorization` and `Proxy-Authorization`.
     Credentials,

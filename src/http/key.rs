@@ -3,7 +3,6 @@
 //!
 //! Bytes are taken as they came. Nothing is normalised, decoded or lower-cased: a handler may see the difference.
 
-use http::header::HOST;
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, Uri};
@@ -54,9 +53,9 @@ pub(crate) struct KeyInput<'a> {
 impl KeyInput<'_> {
     /// Writes the whole key into `out`, in place of what is there.
     ///
-    /// In this order: fingerprint, generation, class, both URIs, `Host`, headers, cookies, the headers of `vary`,
-    /// `extra`; each field length-prefixed, each repetition counted. Allocates only what `out` grows by, unless the
-    /// request has more than [`ON_STACK`] headers that count.
+    /// In this order: fingerprint, generation, class, both URIs, headers (`Host` among them), cookies, the headers of
+    /// `vary`, `extra`; each field length-prefixed, each repetition counted. Allocates only what `out` grows by, unless
+    /// the request has more than [`ON_STACK`] headers.
     ///
     /// # Errors
     /// [`KeyTooLong`] beyond [`MAX_KEY_BYTES`](crate::http::writer::MAX_KEY_BYTES); `out` is empty then.
@@ -85,11 +84,6 @@ impl KeyInput<'_> {
                 key.fixed([b'+'])?;
                 write_uri(original, key)?;
             }
-        }
-        let hosts = parts.headers.get_all(HOST);
-        key.count(hosts.iter().count())?;
-        for host in hosts {
-            key.field(host.as_bytes())?;
         }
         write_headers(rule, &parts.headers, key)?;
         rule.cookies().write(&parts.headers, key)?;
@@ -130,7 +124,7 @@ type Line<'a> = (&'a str, &'a [u8]);
 fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
     let lines = headers
         .iter()
-        .filter(|(name, _)| **name != HOST && rule.keys(name))
+        .filter(|(name, _)| rule.keys(name))
         .map(|(name, value)| (name.as_str(), value.as_bytes()));
     if headers.len() > ON_STACK {
         let mut all: Vec<_> = lines.collect();
@@ -146,8 +140,9 @@ fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -
 }
 
 fn write_lines(lines: &mut [Line<'_>], key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
-    // A map gives the lines of one name in their order, and this sort keeps it.
-    lines.sort_by_key(|(name, _)| *name);
+    // A map gives the lines of one name in their order, and this sort keeps it. Most names differ in length, which is
+    // sooner compared.
+    lines.sort_by_key(|(name, _)| (name.len(), *name));
     key.count(lines.len())?;
     for (name, value) in lines {
         key.field(name.as_bytes())?;

@@ -10,7 +10,7 @@ use crate::stable_hash::Fnv1a;
 
 /// Changes when the default list or the layout of keys does, so that a store shared by two versions of this crate
 /// never mixes their keys.
-const RULE_VERSION: u8 = 2;
+const RULE_VERSION: u8 = 3;
 
 /// The rule by which requests get their key. `Default` is the safe one.
 ///

@@ -158,11 +158,11 @@ impl Guarded {
     }
 
     /// The number of the last invalidation of a request's target. It is part of the key, so that nobody finds or joins
-    /// what is from before.
-    pub(super) fn generation(&self, target: &Target<'_>) -> u64 {
+    /// what is from before. The target is looked for only once anything has been invalidated.
+    pub(super) fn generation<'a>(&self, target: impl Fn() -> Target<'a>) -> u64 {
         let writes = &self.shared.writes;
         let own = if writes.are_any() {
-            let (anywhere, there) = self.hashes(target);
+            let (anywhere, there) = self.hashes(&target());
             writes.last(anywhere).max(writes.last(there))
         } else {
             0
@@ -170,7 +170,7 @@ impl Guarded {
         #[cfg(feature = "redis")]
         if let Some(tier) = &self.shared.tier {
             // Neither ever falls, so no sum comes twice.
-            return own + tier.voided(target);
+            return own + tier.voided(&target());
         }
         own
     }

@@ -182,7 +182,11 @@ impl Page {
 
     fn aged_headers(&self, timeline: &Timeline) -> HeaderMap {
         let mut headers = self.headers.clone();
-        headers.insert(AGE, seconds(self.age(timeline).as_secs()));
+        let age = self.age(timeline).as_secs();
+        // What fills the place already.
+        if age > 0 {
+            headers.insert(AGE, seconds(age));
+        }
         headers
     }
 }

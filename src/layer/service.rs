@@ -26,7 +26,7 @@ use crate::flight::Owned;
 use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{CacheStatus, Forward};
 use crate::http::conditional::{Conditionals, take_conditionals};
-use crate::http::eligible::{Eligibility, PassReason, classify, is_safe};
+use crate::http::eligible::{Eligibility, PassReason, Present, classify, is_safe};
 use crate::http::key::MethodClass;
 use crate::http::origin::target;
 use crate::http::verdict::RequestFacts;
@@ -86,11 +86,11 @@ where
         let is_empty = body.is_end_stream();
         let bypassed = self.bypasses(&parts);
         match classify(&parts, is_empty, &guard.settings.rule) {
-            Eligibility::Take(class) if !bypassed => self.take(class, parts, body, &[]),
-            Eligibility::Pass(PassReason::Range) if !bypassed && parts.method == Method::GET => {
+            (Eligibility::Take(class), present) if !bypassed => self.take(class, parts, body, present, &[]),
+            (Eligibility::Pass(PassReason::Range), _) if !bypassed && parts.method == Method::GET => {
                 self.take_part(parts, body)
             }
-            eligibility => self.pass(eligibility, parts, body),
+            (eligibility, _) => self.pass(eligibility, parts, body),
         }
     }
 }
@@ -149,7 +149,7 @@ impl<S> GuardService<S> {
         let directives = RequestDirectives::parse(&parts.headers);
         let conditionals = take_conditionals(&mut parts.headers);
         let extra = self.extra(&parts);
-        let generation = guard.generation(&target(&parts, original_uri(&parts)));
+        let generation = guard.generation(|| target(&parts, original_uri(&parts)));
         let facts = self.facts(&parts, &directives);
         let found = look(guard, &parts, MethodClass::Get, generation, &extra).and_then(|found| found.entry);
         if let Some(entry) = found
@@ -208,12 +208,14 @@ impl<S> GuardService<S> {
         guard.tell(headers, || CacheStatus::hit(guard.ttl(entry)));
     }
 
-    /// A request that takes part. `message` is what else of it belongs into its key.
+    /// A request that takes part. Of what is not `present`, nothing is heard: to gRPC these headers are metadata, for
+    /// the handler. `message` is what else of it belongs into its key.
     pub(super) fn take<B, R>(
         &self,
         class: MethodClass,
         mut parts: Parts,
         body: B,
+        present: Present,
         message: &[u8],
     ) -> ResponseFuture<S, B, R>
     where
@@ -222,16 +224,17 @@ impl<S> GuardService<S> {
         R: ResponseBody,
     {
         let guard = &self.guard;
-        // To gRPC these headers are metadata, for the handler.
-        let is_http = class != MethodClass::Unary;
-        let directives =
-            if is_http { RequestDirectives::parse(&parts.headers) } else { RequestDirectives::default() };
+        let directives = if present.directives {
+            RequestDirectives::parse(&parts.headers)
+        } else {
+            RequestDirectives::default()
+        };
         let facts = self.facts(&parts, &directives);
         let conditionals =
-            if is_http { take_conditionals(&mut parts.headers) } else { Conditionals::default() };
+            if present.conditions { take_conditionals(&mut parts.headers) } else { Conditionals::default() };
         let mut extra = self.extra(&parts);
         extra.extend_from_slice(message);
-        let generation = guard.generation(&target(&parts, original_uri(&parts)));
+        let generation = guard.generation(|| target(&parts, original_uri(&parts)));
         // A HEAD is answered from what a GET left, if there is anything.
         let Some(found) = look(guard, &parts, class.stored(), generation, &extra) else {
             return self.pass_alone(parts, body, conditionals, Changes::Nothing);

@@ -364,7 +364,7 @@ impl Errand {
         R: ResponseBody,
     {
         let for_all = ForAll::new(&self.tier, lease.token());
-        let generation = self.guard.generation(&target(&self.asked, original_uri(&self.asked)));
+        let generation = self.guard.generation(|| target(&self.asked, original_uri(&self.asked)));
         let landed = self.run(load, &for_all).await;
         match &landed {
             Ok(arrival) => {
@@ -442,7 +442,7 @@ impl Errand {
                 Ok(End::Elsewhere) | Err(_) => return lease.keep_local(),
             }
             // Whatever the clocks of several servers say.
-            if guard.generation(&target(&asked, original_uri(&asked))) != generation {
+            if guard.generation(|| target(&asked, original_uri(&asked))) != generation {
                 return drop(lease);
             }
             let life = aged(life, page.time_since_head(&guard.shelf().timeline));

@@ -4,6 +4,7 @@ use super::*;
 use crate::http::syntax::tests::map;
 use crate::http::vary::Vary;
 use crate::http::writer::MAX_KEY_BYTES;
+use http::header::HOST;
 use http::{HeaderName, Request};
 use proptest::prelude::*;
 

@@ -13,6 +13,7 @@ use super::body::RequestBody;
 use super::methods::Methods;
 use super::read::read;
 use crate::event::count_request;
+use crate::http::eligible::Present;
 use crate::http::grpc::{is_grpc, metadata, takes_part, timeout};
 use crate::http::key::MethodClass;
 use crate::http::writer::MAX_KEY_BYTES;
@@ -91,7 +92,8 @@ where
     key.push(metadata::accepted(&parts.headers));
     key.push(&message);
     let guard = Arc::clone(service.guard());
-    let answered = service.take(MethodClass::Unary, parts, RequestBody::message(message), &key.0);
+    let answered =
+        service.take(MethodClass::Unary, parts, RequestBody::message(message), Present::default(), &key.0);
     match deadline {
         None => answered.await,
         // The call itself goes on for those who wait longer.
