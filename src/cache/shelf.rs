@@ -11,9 +11,7 @@ use super::departures::{Departures, EvictionListener};
 use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::Generations;
 use super::store::{AnyStore, Kept, StoreKind, Weigher};
-#[cfg(feature = "redis")]
-use crate::clock::Tick;
-use crate::clock::Timeline;
+use crate::clock::{Tick, Timeline};
 use crate::deferred;
 use crate::error::LoadError;
 use crate::flight::{Fault, Key, Settle, Value};
@@ -130,8 +128,13 @@ where
 
     /// What `entry` is good for now.
     pub(crate) fn judge(&self, entry: &Entry<V>) -> Freshness {
+        self.judge_at(entry, || self.timeline.now())
+    }
+
+    /// What `entry` is good for at `now`, for callers who need the present more than once: reading it is dear.
+    pub(crate) fn judge_at(&self, entry: &Entry<V>, now: impl FnOnce() -> Tick) -> Freshness {
         match entry.times() {
-            Some(times) => times.judge(self.timeline.now(), self.early, || self.random.unit()),
+            Some(times) => times.judge(now(), self.early, || self.random.unit()),
             None if entry.is_fresh(&self.timeline) => Freshness::Fresh,
             None => Freshness::Dead,
         }

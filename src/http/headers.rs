@@ -175,6 +175,7 @@ const fn slot(name: &[u8], seed: u32) -> usize {
 }
 
 /// What `name` is to the key. Compares with one name at most; allocates nothing.
+#[inline]
 pub(crate) fn role(name: &HeaderName) -> Role {
     let name = name.as_str();
     match ROLES.numbers[slot(name.as_bytes(), ROLES.seed)] {

@@ -27,11 +27,10 @@ impl<'a> KeyWriter<'a> {
 
     /// Bytes of any length, behind that length.
     pub(crate) fn field(&mut self, bytes: &[u8]) -> Result<(), KeyTooLong> {
-        let (whole, length) = (bytes.len() + 2, counted(bytes.len())?);
-        if whole > MAX_KEY_BYTES - self.out.len() {
+        let length = counted(bytes.len())?;
+        if length.len() + bytes.len() > MAX_KEY_BYTES - self.out.len() {
             return Err(KeyTooLong);
         }
-        self.out.reserve(whole);
         self.out.extend_from_slice(&length);
         self.out.extend_from_slice(bytes);
         Ok(())

@@ -32,7 +32,7 @@ where
         strip_hop_by_hop(&mut head.headers);
         if !validate::agrees(&page.headers, &head.headers) {
             // It confirms what it was asked about and names something else: good for those who wait, no longer.
-            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.timeline())));
+            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.now())));
             let value = if let Some(Entry { value: Reply::Page(..), .. }) = &self.stale {
                 Reply::Page(Arc::clone(page), None)
             } else {
@@ -45,10 +45,10 @@ where
         let verdict = verdict::judge(self.facts, page.status, &headers, &self.guard.settings.policy, now);
         let tags = tags.or_else(|| page.tags.clone());
         let Some(fresh) = self.page_of(page.status, headers, &page.recording, &verdict, tags) else {
-            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.timeline())));
+            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.now())));
             return self.private();
         };
-        let mut own = fresh.respond(MethodClass::Get, &Conditionals::default(), self.timeline());
+        let mut own = fresh.respond(MethodClass::Get, &Conditionals::default(), self.now());
         self.guard.tell(own.headers_mut(), || self.status(head.status, &verdict, true));
         self.tell_leader(Ok(own));
         self.kept(fresh, None, &verdict)

@@ -22,7 +22,7 @@ use super::recording::{End, Reader, Recording};
 #[cfg(feature = "redis")]
 use super::shared::ForAll;
 use crate::cache::{Arrival, Born, Destination, Entry, Mark};
-use crate::clock::Timeline;
+use crate::clock::Tick;
 use crate::error::{LoadError, TimedOut};
 use crate::http::cache_status::{CacheStatus, Ttl};
 use crate::http::headers::strip_hop_by_hop;
@@ -277,8 +277,8 @@ where
         self.stale.as_ref().is_some_and(|entry| self.guard.may_serve_stale(entry))
     }
 
-    pub(super) fn timeline(&self) -> &Timeline {
-        &self.guard.shelf().timeline
+    pub(super) fn now(&self) -> Tick {
+        self.guard.shelf().timeline.now()
     }
 }
 

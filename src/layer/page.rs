@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use super::body::{GuardBody, Rest};
 use super::recording::{End, Reader, Recording};
 use crate::cache::Mark;
-use crate::clock::{Tick, Timeline};
+use crate::clock::Tick;
 use crate::http::conditional::{Conditionals, reduce_to_304};
 use crate::http::key::MethodClass;
 use crate::http::range::{self, Share};
@@ -108,12 +108,12 @@ impl Page {
         Validators::of(self.status, &self.headers)
     }
 
-    pub(super) fn age(&self, timeline: &Timeline) -> Duration {
-        self.age + self.time_since_head(timeline)
+    pub(super) fn age(&self, now: Tick) -> Duration {
+        self.age + self.time_since_head(now)
     }
 
-    pub(super) fn time_since_head(&self, timeline: &Timeline) -> Duration {
-        timeline.now().since(self.received)
+    pub(super) fn time_since_head(&self, now: Tick) -> Duration {
+        now.since(self.received)
     }
 
     pub(super) fn is_newer_than(&self, other: &Self) -> bool {
@@ -136,14 +136,14 @@ impl Page {
         &self,
         class: MethodClass,
         conditionals: &Conditionals,
-        timeline: &Timeline,
+        now: Tick,
     ) -> Response<GuardBody<R>> {
         if class == MethodClass::Unary {
             // To the byte, trailers included.
             let body = GuardBody::shared(Reader::own(&self.recording), None);
             return with_head(self.status, self.headers.clone(), body);
         }
-        let mut headers = self.aged_headers(timeline);
+        let mut headers = self.aged_headers(now);
         let unchanged = conditionals.not_modified(self.status, &self.headers);
         let body = if unchanged {
             reduce_to_304(&mut headers);
@@ -164,14 +164,14 @@ impl Page {
         &self,
         request: &HeaderMap,
         conditionals: &Conditionals,
-        timeline: &Timeline,
+        now: Tick,
     ) -> Option<Response<GuardBody<R>>> {
         let length = self.recording.whole_length().filter(|_| self.status == StatusCode::OK)?;
         let share = range::share(request, &self.headers, length)?;
         if conditionals.not_modified(self.status, &self.headers) || share == Share::Whole {
-            return Some(self.respond(MethodClass::Get, conditionals, timeline));
+            return Some(self.respond(MethodClass::Get, conditionals, now));
         }
-        let mut headers = self.aged_headers(timeline);
+        let mut headers = self.aged_headers(now);
         let status = range::reduce(&share, length, &mut headers);
         let body = match share {
             Share::Part(part) => GuardBody::part(self.recording.part(part)),
@@ -180,9 +180,9 @@ impl Page {
         Some(with_head(status, headers, body))
     }
 
-    fn aged_headers(&self, timeline: &Timeline) -> HeaderMap {
+    fn aged_headers(&self, now: Tick) -> HeaderMap {
         let mut headers = self.headers.clone();
-        let age = self.age(timeline).as_secs();
+        let age = self.age(now).as_secs();
         // What fills the place already.
         if age > 0 {
             headers.insert(AGE, seconds(age));

@@ -40,7 +40,7 @@ where
             }
             for (key, value, mut storing) in places {
                 if let Reply::Page(page, _) = &value {
-                    storing.life = aged(storing.life, page.time_since_head(&guard.shelf().timeline));
+                    storing.life = aged(storing.life, page.time_since_head(guard.shelf().timeline.now()));
                     if is_over(&storing.life) && page.validators().is_none() {
                         continue;
                     }

@@ -21,6 +21,7 @@ use super::look::look;
 use super::page::{Page, Reply};
 use super::refusal::Refusal;
 use crate::cache::Entry;
+use crate::clock::Tick;
 use crate::event::count_request;
 use crate::flight::Owned;
 use crate::http::cache_control::RequestDirectives;
@@ -152,13 +153,14 @@ impl<S> GuardService<S> {
         let generation = guard.generation(|| target(&parts, original_uri(&parts)));
         let facts = self.facts(&parts, &directives);
         let found = look(guard, &parts, MethodClass::Get, generation, &extra).and_then(|found| found.entry);
+        let now = guard.shelf().timeline.now();
         if let Some(entry) = found
             && let Reply::Page(page, _) = &entry.value
             && guard.may_have(facts, page)
-            && let freshness @ (Freshness::Fresh | Freshness::Stale { .. }) = guard.shelf().judge(&entry)
-            && self.suits(&entry, page, &directives)
-            && let Some(mut response) =
-                page.respond_in_part(&parts.headers, &conditionals, &guard.shelf().timeline)
+            && let freshness @ (Freshness::Fresh | Freshness::Stale { .. }) =
+                guard.shelf().judge_at(&entry, || now)
+            && self.suits(&entry, page, &directives, now)
+            && let Some(mut response) = page.respond_in_part(&parts.headers, &conditionals, now)
         {
             self.count_served(&entry, freshness, response.headers_mut());
             return ResponseFuture::ready(response);
@@ -190,10 +192,9 @@ impl<S> GuardService<S> {
     }
 
     /// Whether the client's own directives, if they count, let it have an entry that is good enough for others.
-    fn suits(&self, entry: &Entry<Reply>, page: &Page, directives: &RequestDirectives) -> bool {
+    fn suits(&self, entry: &Entry<Reply>, page: &Page, directives: &RequestDirectives, now: Tick) -> bool {
         let guard = &self.guard;
-        !guard.settings.honors_clients
-            || directives.allow(page.age(&guard.shelf().timeline), guard.ttl(entry), page.revalidate)
+        !guard.settings.honors_clients || directives.allow(page.age(now), guard.ttl(entry), page.revalidate)
     }
 
     /// Counts an answer from the store, and tells the client that it is one.
@@ -356,8 +357,10 @@ impl<S> GuardService<S> {
         R: ResponseBody,
     {
         let guard = &self.guard;
-        let freshness = guard.shelf().judge(&entry);
-        if !self.suits(&entry, page, &asking.directives) {
+        // Read once for all: what is judged fresh is no older than it says.
+        let now = guard.shelf().timeline.now();
+        let freshness = guard.shelf().judge_at(&entry, || now);
+        if !self.suits(&entry, page, &asking.directives, now) {
             return Served::Asks(Some(entry));
         }
         match freshness {
@@ -375,7 +378,7 @@ impl<S> GuardService<S> {
             }
             _ => {}
         }
-        let mut response = page.respond(class, &asking.conditionals, &guard.shelf().timeline);
+        let mut response = page.respond(class, &asking.conditionals, now);
         self.count_served(&entry, freshness, response.headers_mut());
         let due = matches!(freshness, Freshness::RefreshEarly | Freshness::Stale { refresh: true });
         let may_refresh = class != MethodClass::Head && !asking.facts.principal_in_key;

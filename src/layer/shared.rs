@@ -445,7 +445,7 @@ impl Errand {
             if guard.generation(|| target(&asked, original_uri(&asked))) != generation {
                 return drop(lease);
             }
-            let life = aged(life, page.time_since_head(&guard.shelf().timeline));
+            let life = aged(life, page.time_since_head(guard.shelf().timeline.now()));
             let Some(payload) = stored(&page, &guard, is_call).and_then(|stored| stored.encode()) else {
                 return lease.keep_local();
             };
@@ -513,7 +513,7 @@ fn stored(page: &Page, guard: &Guarded, is_call: bool) -> Option<Stored> {
         headers,
         trailers,
         body: page.recording.whole_body(),
-        age: page.age(&guard.shelf().timeline),
+        age: page.age(guard.shelf().timeline.now()),
         revalidate: page.revalidate,
     })
 }

@@ -260,7 +260,7 @@ impl Waiting {
         let entry = fallback.as_ref().filter(|entry| guard.may_serve_stale(entry))?;
         let page = entry.value.page()?;
         guard.count_stale(entry);
-        let mut response = page.respond(self.address.class, &self.conditionals, &guard.shelf().timeline);
+        let mut response = page.respond(self.address.class, &self.conditionals, guard.shelf().timeline.now());
         guard.tell(response.headers_mut(), || CacheStatus::hit(guard.ttl(entry)));
         Some(response)
     }
@@ -340,7 +340,7 @@ impl Waiting {
         };
         count.add();
         count_outcome(outcome);
-        let mut response = page.respond(address.class, &self.conditionals, &guard.shelf().timeline);
+        let mut response = page.respond(address.class, &self.conditionals, guard.shelf().timeline.now());
         guard.tell(response.headers_mut(), || {
             if from.is_some() {
                 let entry = guard.shelf().find(&page.key);
