@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use pin_project::pin_project;
+use tokio::task::{Unconstrained, unconstrained};
 use tokio::time::Sleep;
 
 use super::bounds::{Fault, Key, Value};
@@ -175,7 +176,7 @@ where
         #[cfg_attr(not(all(test, stampede_loom)), allow(unused_variables, clippy::let_unit_value))]
         let task = match self.flights.config.load_timeout.map(tokio::time::sleep) {
             None => sync::spawn(driver),
-            Some(timeout) => sync::spawn(Limited { driver, timeout }),
+            Some(timeout) => sync::spawn(Limited { driver, timeout: unconstrained(timeout) }),
         };
         #[cfg(all(test, stampede_loom))]
         flight.driven_by(task);
@@ -366,8 +367,10 @@ impl<K, V, E, H: Settle<K, V, E>> Drop for Driver<K, V, E, H> {
 #[pin_project]
 struct Limited<K, V, E, H: Settle<K, V, E>> {
     driver: Driver<K, V, E, H>,
+    /// Looked at whether or not the load has used up what its task may do in one turn: one that always does would never
+    /// be late.
     #[pin]
-    timeout: Sleep,
+    timeout: Unconstrained<Sleep>,
 }
 
 impl<K, V, E, H: Settle<K, V, E>> Future for Limited<K, V, E, H> {

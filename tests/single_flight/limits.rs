@@ -27,6 +27,21 @@ async fn a_load_that_outlasts_its_time_is_dropped_and_everyone_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_load_that_always_has_more_to_do_is_held_to_its_time_too() {
+    let flights = Group::builder().load_timeout(LIMIT).build().unwrap();
+    let busy = flights.run(1, || async {
+        // As one that reads what others send faster: each of its turns ends because the task has had enough.
+        for _ in 0..1_000_000 {
+            tokio::task::consume_budget().await;
+        }
+        Ok(1)
+    });
+    let (answer, ()) = tokio::join!(busy, tokio::time::advance(LIMIT * 2));
+    assert!(matches!(answer, Err(LoadError::TimedOut(_))), "{answer:?}");
+    assert_empty(&flights, [1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_abandoned_load_is_held_to_its_time_too() {
     let flights = Group::builder().load_timeout(LIMIT).max_abandoned(1).build().unwrap();
     let loads = Loads::default();
