@@ -2,7 +2,7 @@
 //! instead of waiting for itself.
 //!
 //! While a loader is polled, its flight is the thread's current one; a flight led from there has it as parent
-//! for as long as its leader waits. A caller whose key is in flight under one of its own ancestors would wait
+//! for as long as its leader waits there. A caller whose key is in flight under one of its own ancestors would wait
 //! for itself.
 //!
 //! Flights are known by their numbers here, which are never used twice. A flight that neither leads to another nor
@@ -50,6 +50,13 @@ impl Link {
             return true;
         }
         self.id == id
+    }
+
+    /// Whether the loader that led to it does not wait for the code that runs now, which is where its leader waits: that
+    /// was moved elsewhere.
+    pub(super) fn is_left(&self) -> bool {
+        let parent = self.parent.lock().as_ref().map(|parent| parent.id);
+        parent.is_some_and(|parent| !waits_for_us(parent))
     }
 
     /// The leader waits no longer: what runs on is for others.

@@ -111,8 +111,12 @@ impl<K, V, E> Flight<K, V, E> {
         if state.landed {
             return false;
         }
+        let moved = if slot == LEADER { state.link.take_if(|link| link.is_left()) } else { None };
         let old = state.waiters.update(slot, waker);
         drop(state);
+        if let Some(link) = moved {
+            link.cut();
+        }
         drop(old);
         true
     }

@@ -208,6 +208,68 @@ fn a_load_whose_starter_no_longer_waits_may_ask_for_the_starter() {
 }
 
 #[test]
+fn a_load_whose_caller_was_moved_out_of_its_starter_may_ask_for_the_starter() {
+    // As a loader does that gives a slow call up, and lets it end in a task of its own.
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let flights = Group::new();
+    let (inner, go_outer, go_inner) = (flights.clone(), Gate::closed(), Gate::closed());
+    let (outer_goes, inner_goes) = (go_outer.passed(), go_inner.passed());
+    let outer = flights.run(1, || async move {
+        let flights = inner.clone();
+        let nested = async move {
+            let asks = || async move {
+                inner_goes.await;
+                Ok(flights.run(1, || async { unreachable!("is in flight") }).await.unwrap() + 1)
+            };
+            inner.run(2, asks).await
+        };
+        let mut nested = Caller::new(nested).waits();
+        tokio::spawn(std::future::poll_fn(move |cx| nested.poll_with(cx.waker()).map(drop)));
+        outer_goes.await;
+        Ok(10)
+    });
+    let outer = Caller::new(outer).waits();
+    settle(&runtime);
+    go_inner.open();
+    settle(&runtime);
+    let nested = Caller::new(flights.run(2, || async { unreachable!("is in flight") })).waits();
+    assert_eq!((flights.waiters(&1), flights.stats().reentrant), (2, 0), "key 2 waits for key 1");
+    go_outer.open();
+    settle(&runtime);
+    assert_eq!((outer.ready().unwrap(), nested.ready().unwrap()), (10, 11));
+    assert_empty(&flights, [1, 2]);
+}
+
+#[test]
+fn a_load_whose_caller_was_moved_into_another_that_its_starter_waits_for_may_not() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, gate) = (Group::new(), Gate::closed());
+    let (inner, passed) = (flights.clone(), gate.passed());
+    let outer = flights.run(1, || async move {
+        let (flights, other) = (inner.clone(), inner.clone());
+        let nested = async move {
+            let asks = || async move {
+                passed.await;
+                assert!(is_reentrant(&flights.run(1, || async { unreachable!() }).await));
+                Ok(2)
+            };
+            inner.run(2, asks).await.map_err(|_| Oops(2))
+        };
+        let mut nested = Caller::new(nested).waits();
+        let waits = other.run(3, || std::future::poll_fn(move |cx| nested.poll_with(cx.waker())));
+        Ok(waits.await.unwrap() + 1)
+    });
+    let outer = Caller::new(outer).waits();
+    settle(&runtime);
+    gate.open();
+    settle(&runtime);
+    assert_eq!(outer.ready().unwrap(), 3);
+    assert_empty(&flights, 1..4);
+}
+
+#[test]
 fn a_load_that_is_over_ties_nothing_to_its_starter() {
     // Key 1 starts key 2, which starts key 3, hands its caller out and ends.
     let runtime = current_thread();
