@@ -350,6 +350,8 @@ where
             self.counters.reentrant.add();
             return Err(LoadError::Reentrant);
         }
+        // A waker's clone is code of others.
+        let waker = waker.clone();
         let mut state = flight.state.lock();
         if state.closed {
             return Ok(None);

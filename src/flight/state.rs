@@ -112,11 +112,22 @@ impl<K, V, E> Flight<K, V, E> {
             return false;
         }
         let moved = if slot == LEADER { state.link.take_if(|link| link.is_left()) } else { None };
-        let old = state.waiters.update(slot, waker);
+        let is_known = state.waiters.will_wake(slot, waker);
         drop(state);
         if let Some(link) = moved {
             link.cut();
         }
+        if is_known {
+            return true;
+        }
+        // A waker's clone is code of others, as its end is.
+        let waker = waker.clone();
+        let mut state = self.state.lock();
+        if state.landed {
+            return false;
+        }
+        let old = state.waiters.update(slot, waker);
+        drop(state);
         drop(old);
         true
     }
@@ -140,6 +151,7 @@ impl<K, V, E> Flight<K, V, E> {
     /// A seat for somebody who only wants to know when the flight ends.
     #[cfg(feature = "cache")]
     pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
+        let waker = waker.clone();
         let mut state = self.state.lock();
         if state.landed { None } else { state.waiters.add(waker) }
     }

@@ -59,10 +59,10 @@ impl Waiters {
     }
 
     /// Takes a slot for `waker`, or `None` when four billion callers wait already.
-    pub(super) fn add(&mut self, waker: &Waker) -> Option<u32> {
+    pub(super) fn add(&mut self, waker: Waker) -> Option<u32> {
         let slot = if self.free == END {
             let next = u32::try_from(self.slots.len()).ok().filter(|&next| next != END)?;
-            self.slots.push(Slot::Waiting(waker.clone()));
+            self.slots.push(Slot::Waiting(waker));
             next
         } else {
             let slot = self.free;
@@ -70,17 +70,21 @@ impl Waiters {
             if let Slot::Free(next) = *place {
                 self.free = next;
             }
-            *place = Slot::Waiting(waker.clone());
+            *place = Slot::Waiting(waker);
             slot
         };
         self.count += 1;
         Some(slot)
     }
 
+    /// Whether the slot's waker wakes what `waker` does.
+    pub(super) fn will_wake(&mut self, slot: u32, waker: &Waker) -> bool {
+        self.place(slot).is_some_and(|mine| mine.will_wake(waker))
+    }
+
     /// Replaces the slot's waker. The old one is returned, to be dropped outside the flight's lock.
-    pub(super) fn update(&mut self, slot: u32, waker: &Waker) -> Option<Waker> {
-        let mine = self.place(slot)?;
-        if mine.will_wake(waker) { None } else { Some(std::mem::replace(mine, waker.clone())) }
+    pub(super) fn update(&mut self, slot: u32, waker: Waker) -> Option<Waker> {
+        Some(std::mem::replace(self.place(slot)?, waker))
     }
 
     /// Gives the slot back. The waker is returned, to be dropped outside the flight's lock.
@@ -191,18 +195,18 @@ mod tests {
     #[test]
     fn slots_are_used_again() {
         let mut waiters = Waiters::new();
-        let first = waiters.add(Waker::noop()).unwrap();
-        let second = waiters.add(Waker::noop()).unwrap();
+        let first = waiters.add(Waker::noop().clone()).unwrap();
+        let second = waiters.add(Waker::noop().clone()).unwrap();
         for _ in 0..1_000 {
             assert!(waiters.remove(first).is_some());
             assert!(waiters.remove(first).is_none(), "removing twice frees nothing twice");
             assert!(waiters.remove(second).is_some());
-            assert_eq!(waiters.add(Waker::noop()), Some(second));
-            assert_eq!(waiters.add(Waker::noop()), Some(first));
+            assert_eq!(waiters.add(Waker::noop().clone()), Some(second));
+            assert_eq!(waiters.add(Waker::noop().clone()), Some(first));
         }
         assert_eq!(waiters.slots.len(), 2);
         assert_eq!(waiters.count(), 2);
-        assert_eq!(waiters.add(Waker::noop()), Some(2), "nobody's slot is given away");
+        assert_eq!(waiters.add(Waker::noop().clone()), Some(2), "nobody's slot is given away");
     }
 
     #[test]
@@ -211,7 +215,7 @@ mod tests {
             let count = Arc::new(Count::default());
             let mut waiters = Waiters::new();
             for _ in 0..size {
-                waiters.add(&Waker::from(Arc::clone(&count)));
+                waiters.add(Waker::from(Arc::clone(&count)));
             }
             waiters.take().wake();
             assert_eq!(count.0.load(Ordering::Relaxed), size, "outside a runtime");
@@ -225,7 +229,7 @@ mod tests {
         let mut waiters = Waiters::new();
         waiters.lead(Some(Waker::from(Arc::clone(&leader))));
         for _ in 0..1_000 {
-            waiters.add(&Waker::from(Arc::clone(&others)));
+            waiters.add(Waker::from(Arc::clone(&others)));
         }
         waiters.take().wake();
         assert_eq!(leader.0.load(Ordering::Relaxed), 1);
@@ -244,7 +248,7 @@ mod tests {
             let _inside = runtime.enter();
             let mut waiters = Waiters::new();
             for _ in 0..1_000 {
-                waiters.add(&Waker::from(Arc::clone(&count)));
+                waiters.add(Waker::from(Arc::clone(&count)));
             }
             waiters.take().wake();
         }
