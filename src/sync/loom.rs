@@ -58,7 +58,13 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortHan
 }
 
 /// True where [`spawn`] works.
+#[cfg(feature = "cache")]
 pub(crate) fn can_spawn() -> bool {
+    true
+}
+
+/// True where what is [spawned](spawn) runs whatever this thread does next.
+pub(crate) fn spawns_aside() -> bool {
     true
 }
 

@@ -31,6 +31,15 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// True where [`spawn`] works.
+#[cfg(feature = "cache")]
 pub(crate) fn can_spawn() -> bool {
     tokio::runtime::Handle::try_current().is_ok()
+}
+
+/// True where what is [spawned](spawn) runs whatever this thread does next: a runtime of one thread stands still as soon
+/// as the call that drives it is over.
+pub(crate) fn spawns_aside() -> bool {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+
+    Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() != RuntimeFlavor::CurrentThread)
 }

@@ -18,6 +18,12 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// True where [`spawn`] works.
+#[cfg(feature = "cache")]
 pub(crate) fn can_spawn() -> bool {
+    true
+}
+
+/// True where what is [spawned](spawn) runs whatever this thread does next.
+pub(crate) fn spawns_aside() -> bool {
     true
 }

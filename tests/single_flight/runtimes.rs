@@ -128,6 +128,22 @@ fn a_large_herd_of_a_runtime_that_ends_is_woken_to_the_last() {
 }
 
 #[test]
+fn a_runtime_that_stands_still_once_the_leader_is_served_leaves_nobody_asleep() {
+    let (flights, gate, runtime) = (Group::new(), Gate::closed(), current_thread());
+    let mut leader = {
+        let _inside = runtime.enter();
+        Caller::new(flights.run(1, || gate.then(5))).waits()
+    };
+    // Of another runtime. So many that the leader's runtime, of one thread, would have to come back for them.
+    let call = || Caller::new(flights.run(1, || async { unreachable!("is in flight") })).waits();
+    let followers: Vec<_> = (0..10_000).map(|_| call()).collect();
+    gate.open();
+    let served = std::future::poll_fn(|cx| leader.poll_with(cx.waker()));
+    assert_eq!(runtime.block_on(served).unwrap(), 5);
+    assert!(followers.iter().all(Caller::woken));
+}
+
+#[test]
 fn a_ready_load_needs_no_runtime_and_no_task() {
     let flights = Group::new();
     assert_eq!(Caller::new(flights.run(1, || async { Ok(1) })).ready().unwrap(), 1);
