@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::bounds::{Fault, Key, Value};
 use super::lineage;
 use super::plan::{BoxLoad, KeySource};
+use super::quietly::{drop_load, is_deep};
 use super::state::{Flight, Landing, State};
 use super::stats::Counters;
 use super::table::{Boarded, Hold, Linked, PickedUp, Place, Table};
@@ -390,12 +391,16 @@ impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
         } else if self.config.on_abandon == OnAbandon::Detach && self.enter_unattended() {
             state.unattended = true;
             drop(state);
-        } else if let Some(load) = state.load.take() {
+        } else if let Some(load) = state.load.take_if(|_| !is_deep()) {
             drop(state);
             self.abandon(flight, load);
         } else {
             state.unwanted = true;
+            let driver = if state.load.is_some() { state.driver.take() } else { None };
             drop(state);
+            if let Some(driver) = driver {
+                driver.wake();
+            }
         }
         if let Some(link) = link {
             link.cut();
@@ -406,7 +411,7 @@ impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
     /// Drops a load that nobody wants, then lets those who came meanwhile start over: at no time are two loads
     /// of one key alive.
     pub(super) fn abandon(&self, flight: &Arc<Flight<K, V, E>>, load: BoxLoad<V, E>) {
-        drop_quietly(load);
+        drop_load(load);
         self.counters.abandoned.add();
         self.land(flight, &mut None);
         // It finds no load, and ends.
@@ -514,11 +519,6 @@ impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
 fn enter(count: &AtomicUsize, max: usize) -> bool {
     let one_more = |now: usize| (now < max).then_some(now + 1);
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
-}
-
-/// Drops a loader's future; a panic in its destructors ends there.
-pub(super) fn drop_quietly<V, E>(load: BoxLoad<V, E>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(load)));
 }
 
 #[cfg(all(test, feature = "cache"))]

@@ -10,11 +10,12 @@ use tokio::task::{Unconstrained, unconstrained};
 use tokio::time::Sleep;
 
 use super::bounds::{Fault, Key, Value};
-use super::core::{Flights, Settle, drop_quietly};
+use super::core::{Flights, Settle};
 use super::lineage::{self, FlightId, Link};
 #[cfg(feature = "cache")]
 use super::plan::KeySource;
 use super::plan::{BoxLoad, Plan};
+use super::quietly::{drop_load, quietly};
 use super::run::FirstPoll;
 use super::state::{Flight, Landing};
 use super::table::{Hold, PickedUp};
@@ -63,9 +64,13 @@ impl<V, E> Load<V, E> {
         run: impl FnOnce(&mut Self),
     ) {
         if let Err(payload) = lineage::within(id, link, || span.within(|| run(self))) {
-            self.fail(|| LoadError::Panicked(Panicked::new(payload)));
+            if self.result.is_none() {
+                self.fail(|| LoadError::Panicked(Panicked::new(payload)));
+            } else {
+                quietly(|| drop(payload));
+            }
             if let Some(pending) = self.pending.take() {
-                drop_quietly(pending);
+                drop_load(pending);
             }
         }
     }
@@ -313,16 +318,20 @@ struct Driver<K, V, E, H: Settle<K, V, E>> {
 impl<K, V, E, H: Settle<K, V, E>> Driver<K, V, E, H> {
     /// One poll of the load, which may be `late`.
     fn drive(&mut self, cx: &mut Context<'_>, late: impl FnOnce(&mut Context<'_>) -> bool) -> Poll<()> {
-        let mut load = Load { pending: self.flight.take_load(), result: None };
-        if load.pending.is_none() {
+        let Some((pending, unwanted)) = self.flight.take_load() else {
             // Whoever took the load to drop it lands the flight.
             return if self.flight.landed_or_tells(cx.waker()) { Poll::Ready(()) } else { Poll::Pending };
+        };
+        if unwanted {
+            self.flights.abandon(&self.flight, pending);
+            return Poll::Ready(());
         }
+        let mut load = Load { pending: Some(pending), result: None };
         let id = self.flights.table.id(self.flight.place);
         load.within(id, &mut self.link, &self.span, |load| load.poll(cx));
         if let Some(pending) = load.pending {
             if late(cx) {
-                drop_quietly(pending);
+                drop_load(pending);
                 let after = self.flights.config.load_timeout.unwrap_or_default();
                 load.result = Some(Err(LoadError::TimedOut(TimedOut { after })));
             } else {
@@ -356,8 +365,8 @@ impl<K, V, E, H: Settle<K, V, E>> Drop for Driver<K, V, E, H> {
         if self.done || self.flight.landed() {
             return;
         }
-        if let Some(load) = self.flight.take_load() {
-            drop_quietly(load);
+        if let Some((load, _)) = self.flight.take_load() {
+            drop_load(load);
         }
         self.land(&mut Some(Err(LoadError::Cancelled)));
     }

@@ -8,6 +8,7 @@ mod lineage;
 #[cfg(all(test, stampede_loom, feature = "cache"))]
 mod models;
 mod plan;
+mod quietly;
 mod run;
 mod single;
 mod state;

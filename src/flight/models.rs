@@ -320,7 +320,7 @@ fn a_load_that_somebody_wants_again_is_kept() {
         let wanted_again = Arc::new(sync::AtomicBool::new(false));
         let (there, driven, wanted) = (cache.clone(), Arc::clone(&flight), Arc::clone(&wanted_again));
         let drives = thread::spawn(move || {
-            let Some(load) = driven.take_load() else { return };
+            let Some((load, _)) = driven.take_load() else { return };
             let wanted = wanted.load(SeqCst);
             if let Some(unwanted) = driven.park_load(load, Waker::noop()) {
                 assert!(!wanted, "somebody waits for it");

@@ -44,7 +44,8 @@ pub(super) struct State<V, E> {
     pub(super) boarding: bool,
     /// Runs with nobody waiting and holds one of the `max_abandoned` places.
     pub(super) unattended: bool,
-    /// Nobody wants the load, which is being polled right now: whoever polls it drops it.
+    /// Nobody wants the load, which is being polled right now or must not be dropped where it was given up: whoever
+    /// polls it drops it.
     pub(super) unwanted: bool,
     pub(super) waiters: Waiters,
     /// The load between two polls.
@@ -156,8 +157,11 @@ impl<K, V, E> Flight<K, V, E> {
         if state.landed { None } else { state.waiters.add(waker) }
     }
 
-    pub(super) fn take_load(&self) -> Option<BoxLoad<V, E>> {
-        self.state.lock().load.take()
+    /// The load, and whether nobody wants it.
+    pub(super) fn take_load(&self) -> Option<(BoxLoad<V, E>, bool)> {
+        let mut state = self.state.lock();
+        let load = state.load.take()?;
+        Some((load, state.unwanted))
     }
 
     /// Keeps a pending load until its next poll, which `driver` brings about, or gives it back because nobody wants it

@@ -4,10 +4,10 @@
 //! slot goes on a free list threaded through the empty slots, so callers that come and go for as long as a load
 //! runs take no more room than those who wait at the same time. A leader that waits alone takes no slab.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use super::quietly::quietly;
 use crate::sync;
 
 /// Where the free list ends.
@@ -135,9 +135,9 @@ impl Herd {
     }
 }
 
-/// Wakes who waits. A panic of the waker ends there: it is neither the waking caller's nor those' who come after.
+/// Wakes who waits. A panic of the waker is neither the waking caller's nor those' who come after.
 fn wake_quietly(waker: Waker) {
-    let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+    quietly(|| waker.wake());
 }
 
 fn wake_slot(slot: Slot) {

@@ -408,6 +408,50 @@ fn a_follower_that_comes_and_goes_during_the_leaders_first_poll_takes_nothing_wi
     }
 }
 
+/// A load that waits for the next key's, and that for the one after it.
+fn chain(flights: Group, key: u64, length: u64) -> futures_util::future::BoxFuture<'static, Answer> {
+    Box::pin(async move {
+        let next = flights.clone();
+        let load = move || async move {
+            // In its own task from here on.
+            tokio::task::yield_now().await;
+            if key + 1 == length {
+                std::future::pending::<()>().await;
+            }
+            chain(next, key + 1, length).await.map_err(|_| Oops(key))
+        };
+        flights.run(key, load).await
+    })
+}
+
+#[test]
+fn loads_that_wait_for_each_other_are_dropped_at_once_and_however_many_they_are() {
+    let length = |at_once| if at_once { 50 } else { 5_000 };
+    for at_once in [true, false] {
+        for ends_by_runtime in [false, true] {
+            let runtime = current_thread();
+            let inside = runtime.enter();
+            let flights = Group::builder().on_abandon(OnAbandon::Cancel).build().unwrap();
+            let caller = Caller::new(chain(flights.clone(), 0, length(at_once))).waits();
+            while flights.in_flight() < usize::try_from(length(at_once)).unwrap() {
+                settle(&runtime);
+            }
+            if ends_by_runtime {
+                drop(inside);
+                drop(runtime);
+                assert_eq!(flights.in_flight(), 0);
+                assert!(matches!(caller.ready(), Err(LoadError::Cancelled)));
+                continue;
+            }
+            drop(caller);
+            assert!(!at_once || flights.in_flight() == 0);
+            while flights.in_flight() > 0 {
+                settle(&runtime);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_parked_follower_keeps_no_flight_alive_but_its_own() {
     let runtime = current_thread();

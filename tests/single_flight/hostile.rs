@@ -76,6 +76,42 @@ fn a_loader_that_panics_when_dropped_for_want_of_callers_or_runtime_spoils_nothi
     assert_empty(&flights, [1]);
 }
 
+/// Panics when dropped with another of its kind, so many times.
+struct Mine(u8);
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        if self.0 > 0 && !std::thread::panicking() {
+            std::panic::panic_any(Mine(self.0 - 1));
+        }
+    }
+}
+
+/// A load that has its value, and then panics when dropped.
+struct Ready(#[expect(dead_code, reason = "dropped")] Mine);
+impl Future for Ready {
+    type Output = Result<u64, Oops>;
+    fn poll(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        std::task::Poll::Ready(Ok(4))
+    }
+}
+
+#[test]
+fn what_a_loader_panics_with_when_dropped_may_panic_too() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let flights = Group::builder().on_abandon(OnAbandon::Cancel).build().unwrap();
+    // The load's end, and its panic's.
+    let endless = || async {
+        let _mine = Mine(2);
+        std::future::pending().await
+    };
+    drop(Caller::new(flights.run(1, endless)).waits());
+    assert_empty(&flights, [1]);
+    assert_eq!(Caller::new(flights.run(1, || Ready(Mine(2)))).ready().unwrap(), 4);
+    assert_empty(&flights, [1]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_loader_that_panics_when_timed_out_is_timed_out() {
     let flights = Group::builder().load_timeout(std::time::Duration::from_secs(1)).build().unwrap();
@@ -374,6 +410,28 @@ fn wakers_that_panic_keep_nobody_else_asleep() {
         }
         assert_empty(&flights, [1]);
     }
+}
+
+#[test]
+fn what_a_waker_panics_with_may_panic_too() {
+    struct Minefield;
+    impl Wake for Minefield {
+        fn wake(self: Arc<Self>) {
+            std::panic::panic_any(Mine(1));
+        }
+    }
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, gate) = (Group::new(), Gate::closed());
+    let _leader = Caller::new(flights.run(1, || gate.then(1))).waits();
+    let mut mined = Caller::new(flights.run(1, || gate.then(1)));
+    assert!(mined.poll_with(&Waker::from(Arc::new(Minefield))).is_pending());
+    let other = Caller::new(flights.run(1, || gate.then(1))).waits();
+    settle(&runtime);
+    gate.open();
+    settle(&runtime);
+    assert!(other.woken());
+    assert_eq!(other.ready().unwrap(), 1);
 }
 
 #[test]
