@@ -53,6 +53,12 @@ use crate::sync::Arc;
 /// # }
 /// ```
 ///
+/// # Runtimes
+///
+/// That task is one of the runtime on which the leader was polled first. If that has only the thread of its `block_on`,
+/// the load stands still while nobody drives it, and its [`load_timeout`](SingleFlightBuilder::load_timeout) with it:
+/// callers on other runtimes wait until somebody does, or until it is dropped.
+///
 /// # Deadlocks
 ///
 /// A loader that asks, directly or through loads it started, for a key that is waiting for it gets
