@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::task::unconstrained;
 
 use super::engine::{CacheFlights, Came, Loader, refresh};
 use super::entry::Entry;
@@ -319,11 +320,13 @@ async fn fly<K, V, E, Fut>(
     };
     let landed = {
         let mut governed = pin!(governed);
-        let mut deserted = pin!(async {
+        // Looked at even if the load has used up what its task may do in one turn: one that always does would never be given
+        // up.
+        let mut deserted = pin!(unconstrained(async {
             for seat in &mut seats {
                 seat.part.closed().await;
             }
-        });
+        }));
         // As part of all its flights: a loader that asks for one of their keys would wait for itself.
         let mut within = |cx: &mut Context<'_>| match &joint {
             Some(joint) => joint.within(|| governed.as_mut().poll(cx)),

@@ -463,6 +463,28 @@ async fn a_batch_ends_by_the_load_timeout() {
     assert_eq!(cache.stats().flights.timed_out, 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_always_has_more_to_do_ends_by_the_load_timeout_too() {
+    let limit = Duration::from_secs(1);
+    let cache = builder().load_timeout(limit).build().unwrap();
+    let alive = Arc::new(());
+    let held = Arc::clone(&alive);
+    let busy = cache.get_or_load_many([1, 2], |_| async move {
+        let _held = held;
+        // As one that reads what others send faster: each of its turns ends because the task has had enough.
+        for _ in 0..1_000_000 {
+            tokio::task::consume_budget().await;
+        }
+        panic!("runs on")
+    });
+    let (answers, ()) = tokio::join!(busy, tokio::time::advance(limit * 2));
+    assert!(answers.values().all(|answer| matches!(answer, Err(LoadError::TimedOut(_)))), "{answers:?}");
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(Arc::strong_count(&alive), 1, "nobody waits for it");
+}
+
 #[tokio::test]
 async fn keys_beyond_a_cap_are_refused_and_the_others_are_not() {
     let cache = builder().max_in_flight(2).build().unwrap();
