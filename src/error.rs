@@ -12,6 +12,9 @@ use crate::sync::Mutex;
 /// One failed run is one error, shared by everyone who waited for it: the loader's own error comes in an
 /// [`Arc`], so `E` need not be `Clone`. No variant is cached; the next call for the key loads anew.
 ///
+/// It is an [`Error`](std::error::Error) itself where `E` is one. `anyhow::Error` and `Box<dyn Error>` are none: wrap them
+/// in a type that is, say `#[derive(Debug, thiserror::Error)] #[error("{0:#}")] struct Failed(anyhow::Error);`.
+///
 /// ```
 /// use stampede_guard::{LoadError, SingleFlight};
 ///

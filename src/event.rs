@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::clock::{Tick, Timeline};
 use crate::error::Overloaded;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -130,13 +131,46 @@ pub(crate) fn count_refresh() {
     metrics::counter!("stampede_refreshes_total").increment(1);
 }
 
+/// A load under way, which counts when it is over: one that panics as a failure, and one that is dropped, because it
+/// took too long or nobody waits for it any more, as that.
+pub(crate) struct Running<'a> {
+    timeline: &'a Timeline,
+    started: Tick,
+    is_counted: bool,
+}
+
+impl<'a> Running<'a> {
+    /// `counts` is false for what another load brings.
+    pub(crate) fn new(timeline: &'a Timeline, counts: bool) -> Self {
+        Self { timeline, started: timeline.now(), is_counted: !counts }
+    }
+
+    pub(crate) fn took(&self) -> Duration {
+        self.timeline.now().since(self.started)
+    }
+
+    /// It has come to an end of its own.
+    pub(crate) fn end(mut self, is_ok: bool, took: Duration) {
+        if !std::mem::replace(&mut self.is_counted, true) {
+            count_load(if is_ok { "ok" } else { "error" }, took);
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.is_counted {
+            count_load(if std::thread::panicking() { "error" } else { "dropped" }, self.took());
+        }
+    }
+}
+
 /// Counts one loader run and its duration.
 #[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
 #[inline]
-pub(crate) fn count_load(ok: bool, took: Duration) {
+fn count_load(result: &'static str, took: Duration) {
     #[cfg(feature = "metrics")]
     {
-        let result = if ok { "ok" } else { "error" };
         metrics::counter!("stampede_loads_total", "result" => result).increment(1);
         metrics::histogram!("stampede_load_seconds").record(took.as_secs_f64());
     }

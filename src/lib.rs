@@ -70,10 +70,10 @@
 //!
 //! Without any of them there is [`SingleFlight`], on tokio and hashbrown.
 //!
-//! With `metrics`: `stampede_requests_total{outcome}`, `stampede_loads_total{result}`, `stampede_load_seconds`,
-//! `stampede_refreshes_total`, `stampede_stale_age_seconds`, `stampede_shed_total{cap}` (`in_flight`, `waiters`) and
-//! `stampede_waiters`, how many callers waited for a load when it ended; with `redis`, too:
-//! `stampede_lock_wait_seconds{of}` (`load`: for a load in another instance, `lock`: in `RedisLock::acquire`),
+//! With `metrics`: `stampede_requests_total{outcome}`, `stampede_loads_total{result}` (`ok`, `error`, `dropped`),
+//! `stampede_load_seconds`, `stampede_refreshes_total`, `stampede_stale_age_seconds`, `stampede_shed_total{cap}`
+//! (`in_flight`, `waiters`) and `stampede_waiters`, how many callers waited for a flight when it ended; with `redis`,
+//! too: `stampede_lock_wait_seconds{of}` (`load`: for a load in another instance, `lock`: in `RedisLock::acquire`),
 //! `stampede_publications_total{result}` (`ok`, `superseded`, `local`), `stampede_redis_errors_total{kind}` (`timeout`,
 //! `connection`, `refused`, `malformed`) and the gauge `stampede_redis_circuit_open{namespace}`, 1 while callers go on
 //! without Redis. `docs/operations.md` says what to alert on.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use counts::Counts;
-use stampede_guard::{LoadError, StampedeCache};
+use stampede_guard::{LoadError, OnAbandon, StampedeCache};
 
 #[test]
 fn requests_and_loads_are_counted_without_a_key_in_any_label() {
@@ -71,4 +71,34 @@ fn what_was_stale_waited_for_or_turned_away_is_counted() {
     assert_eq!(count("stampede_requests_total{outcome=stale}"), 1);
     assert_eq!(count("stampede_stale_age_seconds{}"), 1);
     assert_eq!(count("stampede_refreshes_total{}"), 1);
+}
+
+#[test]
+fn loads_that_panic_or_are_given_up_are_counted_once_each() {
+    let counts = Counts::default();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    metrics::with_local_recorder(&counts, || {
+        runtime.block_on(async {
+            let cache: StampedeCache<u64, u64> = StampedeCache::builder()
+                .load_timeout(Duration::from_secs(1))
+                .on_abandon(OnAbandon::Cancel)
+                .build()
+                .unwrap();
+            let panicked = cache.get_or_load(1, || async { panic!("the loader panics") }).await;
+            assert!(matches!(panicked, Err(LoadError::Panicked(_))));
+            let timed_out = cache.get_or_load(2, std::future::pending).await;
+            assert!(matches!(timed_out, Err(LoadError::TimedOut(_))));
+            let load = |_: Vec<u64>| std::future::pending();
+            let timed_out = cache.get_or_load_many([3, 4], load).await;
+            assert!(timed_out.values().all(Result::is_err));
+            let given_up = cache.get_or_load(5, std::future::pending);
+            assert!(tokio::time::timeout(Duration::from_millis(1), given_up).await.is_err());
+        });
+    });
+    let all = counts.all();
+    let count = |name: &str| all.get(name).copied().unwrap_or_default();
+    assert_eq!(count("stampede_loads_total{result=error}"), 1);
+    assert_eq!(count("stampede_loads_total{result=dropped}"), 3);
+    assert_eq!(count("stampede_load_seconds{}"), 4);
 }

@@ -110,7 +110,7 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     }
 
     /// Shares loads, values and invalidations with all instances whose caches have the same
-    /// [`name`](Self::name) on the same tier. Default: none.
+    /// [`name`](Self::name) on the same tier. Default: none. Values in an `Arc` need serde's feature `rc`.
     ///
     /// Of all callers in all instances that miss one key, one runs its loader, and the others get its value; see
     /// [`Outcome`](crate::Outcome). The instance that loads decides for all how long the value is fresh and how long it

@@ -30,7 +30,7 @@ use crate::sync::Mutex;
 pub enum EvictionCause {
     /// It was invalidated, or its key's loader called the new value uncacheable.
     Invalidated,
-    /// Another value took its place.
+    /// Another value took its place; also one that was invalidated by its tag, which leaves when that happens.
     Replaced,
     /// The capacity was full.
     Capacity,

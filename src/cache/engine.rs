@@ -226,13 +226,11 @@ where
     Box::pin(async move {
         let engine = &flights.hook;
         let permit = if L::ALONE { engine.permit(permit).await } else { None };
-        let started = engine.shelf.timeline.now();
+        let running = event::Running::new(&engine.shelf.timeline, L::ALONE);
         let output = load.await;
-        let (came, cost) = L::came(output, engine.shelf.timeline.now().since(started));
+        let (came, cost) = L::came(output, running.took());
         drop(permit);
-        if L::ALONE {
-            event::count_load(came.is_ok(), cost);
-        }
+        running.end(came.is_ok(), cost);
         let Some(loaded) = came? else { return Ok(None) };
         let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
         let value = loaded.value.or_else(|| stale.map(|entry| entry.value));

@@ -311,11 +311,11 @@ async fn fly<K, V, E, Fut>(
     let joint = Joint::new(seats.iter().filter_map(|seat| seat.lead.as_ref()));
     let governed = async {
         let permit = engine.permit(permit).await;
-        let started = engine.shelf.timeline.now();
+        let running = event::Running::new(&engine.shelf.timeline, true);
         let loaded = load.await;
-        let cost = engine.shelf.timeline.now().since(started);
+        let cost = running.took();
         drop(permit);
-        event::count_load(loaded.is_ok(), cost);
+        running.end(loaded.is_ok(), cost);
         (loaded, cost)
     };
     let landed = {

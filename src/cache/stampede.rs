@@ -27,9 +27,9 @@ use crate::invalidation::{Invalidation, KeyRef};
 /// A value is fresh for its ttl, less a random share of it. Concurrent misses of one key run one loader. With
 /// [`stale_while_revalidate`](StampedeCacheBuilder::stale_while_revalidate) an expired value is served at once
 /// while one background load replaces it; with [`stale_if_error`](StampedeCacheBuilder::stale_if_error) it is
-/// served when loads fail. A failed load is retried after a pause that doubles from 100 ms to 30 s, if there is a
-/// stale value to serve meanwhile. An [`insert`](Self::insert) or [`invalidate`](Self::invalidate) during a load
-/// wins over its result.
+/// served when loads fail. A failed load is retried after a pause that doubles from 100 ms to 30 s, less up to a
+/// quarter, if there is a stale value to serve meanwhile. An [`insert`](Self::insert) or
+/// [`invalidate`](Self::invalidate) during a load wins over its result.
 ///
 /// A clone is a cheap handle to the same cache.
 ///

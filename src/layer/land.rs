@@ -24,6 +24,7 @@ use super::shared::ForAll;
 use crate::cache::{Arrival, Born, Destination, Entry, Mark};
 use crate::clock::Tick;
 use crate::error::{LoadError, TimedOut};
+use crate::event::Running;
 use crate::http::cache_status::{CacheStatus, Ttl};
 use crate::http::headers::strip_hop_by_hop;
 use crate::http::key::MethodClass;
@@ -85,11 +86,18 @@ where
     }
 
     pub(super) async fn land(mut self, call: impl Future<Output = Result<Response<R>, X>>) -> Landing {
-        let started = self.guard.shelf().timeline.now();
-        let limit = self.guard.settings.load_timeout;
+        let guard = Arc::clone(&self.guard);
+        let running = Running::new(&guard.shelf().timeline, true);
+        let limit = guard.settings.load_timeout;
         let ended = limited(limit, call).await;
-        self.cost = self.guard.shelf().timeline.now().since(started);
-        crate::event::count_load(matches!(ended, Some(Ok(_))), self.cost);
+        self.cost = running.took();
+        match &ended {
+            Some(answer) => {
+                let is_ok = answer.as_ref().is_ok_and(|response| !response.status().is_server_error());
+                running.end(is_ok, self.cost);
+            }
+            None => drop(running),
+        }
         match ended {
             None => Err(LoadError::TimedOut(TimedOut { after: limit.unwrap_or_default() })),
             Some(Err(error)) => {

@@ -17,7 +17,7 @@ pub struct RedisStats {
     pub timeouts: u64,
     /// Operations that Redis answered with an error.
     pub errors: u64,
-    /// Connections made, the first ones included.
+    /// Connections made for commands, the first ones included; those for events are not counted.
     pub connections: u64,
     /// Leases taken.
     pub leases: u64,

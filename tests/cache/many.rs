@@ -470,11 +470,11 @@ async fn a_batch_that_always_has_more_to_do_ends_by_the_load_timeout_too() {
     let alive = Arc::new(());
     let held = Arc::clone(&alive);
     let busy = cache.get_or_load_many([1, 2], |_| async move {
-        let _held = held;
         // As one that reads what others send faster: each of its turns ends because the task has had enough.
         for _ in 0..1_000_000 {
             tokio::task::consume_budget().await;
         }
+        drop(held);
         panic!("runs on")
     });
     let (answers, ()) = tokio::join!(busy, tokio::time::advance(limit * 2));
