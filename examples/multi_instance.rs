@@ -16,8 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::routing::get;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{get, put};
 use clap::Parser;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
@@ -73,10 +73,11 @@ async fn serve(url: &str) -> Result<()> {
         .ignore_header(TAKES)
         .build()?;
     let app = axum::Router::new()
-        .route("/products/{id}", get(product).delete(forget))
+        .route("/products/{id}", get(product))
         .layer(guard.clone())
+        // What comes after the layer is not guarded.
+        .route("/forgotten/{id}", put(forget))
         .with_state(guard)
-        // Behind the layer, so not guarded.
         .route("/shared", get(move || async move { (!tier.stats().circuit_open).to_string() }));
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     println!("{}", listener.local_addr()?.port());
@@ -92,10 +93,13 @@ async fn product(Path(id): Path<String>, headers: HeaderMap) -> String {
     format!("product {id}")
 }
 
-/// The guard drops the page in all instances after any DELETE that succeeds. Here that is waited for, so that whoever
-/// asks any instance after this answer is not served the old one from Redis.
-async fn forget(State(guard): State<StampedeGuard>, uri: Uri) -> Result<&'static str, StatusCode> {
-    let invalidation = guard.invalidate(uri.path()).map_err(|_| StatusCode::BAD_REQUEST)?;
+/// Drops a page in all instances, and waits until Redis knows, so that whoever asks any instance after this answer is not
+/// served the old one from there. A write to the page itself would drop it, too, and would not wait.
+async fn forget(
+    State(guard): State<StampedeGuard>,
+    Path(id): Path<String>,
+) -> Result<&'static str, StatusCode> {
+    let invalidation = guard.invalidate(format!("/products/{id}")).map_err(|_| StatusCode::BAD_REQUEST)?;
     Ok(if invalidation.await.is_ok() { "done" } else { "queued" })
 }
 
@@ -227,7 +231,7 @@ async fn herd(instances: &[Process], options: &Options) -> Result<Tally> {
 
 async fn forget_all(instances: &[Process], keys: usize) -> Result<()> {
     for key in 0..keys {
-        ask(instances[0].port, "DELETE", &format!("/products/{key}"), None).await?;
+        ask(instances[0].port, "PUT", &format!("/forgotten/{key}"), None).await?;
     }
     Ok(())
 }
