@@ -143,7 +143,7 @@ where
             self.errand = Some(Box::new(errand));
         }
         let shelf = &self.flights.hook.shelf;
-        shelf.spare_load(shelf.find(key)?, self.stale.as_deref()).map(Some)
+        shelf.spare_load(shelf.find_again(key)?, self.stale.as_deref()).map(Some)
     }
 
     fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
@@ -189,7 +189,7 @@ where
             return None;
         }
         let shelf = &self.flights.hook.shelf;
-        shelf.spare_load(shelf.find(key)?, self.stale.as_ref()).map(Some)
+        shelf.spare_load(shelf.find_again(key)?, self.stale.as_ref()).map(Some)
     }
 
     fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {

@@ -105,6 +105,15 @@ where
         self.store.get(key).filter(|entry| entry.is_valid(&self.generations))
     }
 
+    /// What [`find`](Self::find) finds, for a call that has looked already and most likely finds nothing again.
+    pub(crate) fn find_again<Q>(&self, key: &Q) -> Option<Entry<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.store.get_again(key).filter(|entry| entry.is_valid(&self.generations))
+    }
+
     /// The value under `key` if it is fresh and nothing is to be done about it, as nearly every lookup finds it; else
     /// what [`find`](Self::find) finds.
     #[inline]

@@ -152,6 +152,21 @@ where
         either!(self, store => store.get(key))?.into_entry()
     }
 
+    /// The same for a call that has looked already: should the key still not be there, moka is not told that it was
+    /// asked for twice. In `quick_cache` a lookup that finds nothing leaves no trace.
+    pub(super) fn get_again<Q>(&self, key: &Q) -> Option<Entry<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let may_be_there = match self {
+            Self::Moka(store) => store.contains(key),
+            #[cfg(feature = "quick-cache")]
+            Self::QuickCache(_) => true,
+        };
+        if may_be_there { self.get(key) } else { None }
+    }
+
     pub(super) fn insert(&self, key: K, kept: Kept<V>) {
         either!(self, store => store.insert(key, kept));
     }

@@ -53,6 +53,15 @@ where
         self.0.get(key)
     }
 
+    /// Leaves no record, as a lookup would: to moka it says that the key was asked for.
+    pub(super) fn contains<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.0.contains_key(key)
+    }
+
     pub(super) fn insert(&self, key: K, kept: Kept<V>) {
         self.0.insert(key, kept);
     }
