@@ -135,18 +135,22 @@ pub(crate) fn count_refresh() {
 /// took too long or nobody waits for it any more, as that.
 pub(crate) struct Running<'a> {
     timeline: &'a Timeline,
-    started: Tick,
+    /// `None` if nobody asks how long it takes.
+    started: Option<Tick>,
     is_counted: bool,
 }
 
 impl<'a> Running<'a> {
-    /// `counts` is false for what another load brings.
-    pub(crate) fn new(timeline: &'a Timeline, counts: bool) -> Self {
-        Self { timeline, started: timeline.now(), is_counted: !counts }
+    /// `counts` is false for what another load brings. The clock is read only if somebody, the metrics or the caller,
+    /// asks what [`took`](Self::took) says.
+    pub(crate) fn new(timeline: &'a Timeline, counts: bool, asked: bool) -> Self {
+        let is_timed = asked || (counts && cfg!(feature = "metrics"));
+        Self { timeline, started: is_timed.then(|| timeline.now()), is_counted: !counts }
     }
 
+    /// Zero if nobody asked.
     pub(crate) fn took(&self) -> Duration {
-        self.timeline.now().since(self.started)
+        self.started.map_or(Duration::ZERO, |started| self.timeline.now().since(started))
     }
 
     /// It has come to an end of its own.
@@ -237,5 +241,45 @@ impl Striped {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    /// Goes on by a second each time it is read.
+    struct Steps(Instant, AtomicU64);
+
+    impl Clock for Steps {
+        fn now(&self) -> Instant {
+            self.0 + Duration::from_secs(self.1.fetch_add(1, Ordering::Relaxed))
+        }
+    }
+
+    #[test]
+    fn the_clock_is_read_for_those_who_ask_how_long_a_load_took() {
+        let clock = Arc::new(Steps(Instant::now(), AtomicU64::new(0)));
+        let timeline = Timeline::new(Some(Arc::new(Arc::clone(&clock))));
+        let is_read = |counts, asked| {
+            let before = clock.1.load(Ordering::Relaxed);
+            let running = Running::new(&timeline, counts, asked);
+            let took = running.took();
+            running.end(true, took);
+            let reads = clock.1.load(Ordering::Relaxed) - before;
+            assert_eq!(
+                (took, reads),
+                if reads == 0 { (Duration::ZERO, 0) } else { (Duration::from_secs(1), 2) }
+            );
+            reads > 0
+        };
+        assert!(is_read(true, true) && is_read(false, true));
+        assert!(!is_read(false, false));
+        assert_eq!(is_read(true, false), cfg!(feature = "metrics"));
     }
 }

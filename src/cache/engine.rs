@@ -226,7 +226,8 @@ where
     Box::pin(async move {
         let engine = &flights.hook;
         let permit = if L::ALONE { engine.permit(permit).await } else { None };
-        let running = event::Running::new(&engine.shelf.timeline, L::ALONE);
+        let asked = L::ALONE && engine.asks_for_cost();
+        let running = event::Running::new(&engine.shelf.timeline, L::ALONE, asked);
         let output = load.await;
         let (came, cost) = L::came(output, running.took());
         drop(permit);
@@ -254,6 +255,15 @@ where
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether anything depends on what a load costs: the next refresh, or what the other instances are told.
+    pub(super) fn asks_for_cost(&self) -> bool {
+        #[cfg(feature = "redis")]
+        if self.shared().is_some() {
+            return true;
+        }
+        self.shelf.asks_for_cost()
     }
 
     /// Its place on a tier, if it has one.

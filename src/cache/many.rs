@@ -311,7 +311,7 @@ async fn fly<K, V, E, Fut>(
     let joint = Joint::new(seats.iter().filter_map(|seat| seat.lead.as_ref()));
     let governed = async {
         let permit = engine.permit(permit).await;
-        let running = event::Running::new(&engine.shelf.timeline, true);
+        let running = event::Running::new(&engine.shelf.timeline, true, engine.asks_for_cost());
         let loaded = load.await;
         let cost = running.took();
         drop(permit);

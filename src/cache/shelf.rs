@@ -96,6 +96,11 @@ where
         }
     }
 
+    /// Whether it matters to its entries what their loads cost.
+    pub(super) fn asks_for_cost(&self) -> bool {
+        matches!(self.early, Some(EarlyRefresh::XFetch { .. }))
+    }
+
     /// The entry under `key`, whatever its age, unless it was invalidated.
     pub(crate) fn find<Q>(&self, key: &Q) -> Option<Entry<V>>
     where

@@ -87,7 +87,7 @@ where
 
     pub(super) async fn land(mut self, call: impl Future<Output = Result<Response<R>, X>>) -> Landing {
         let guard = Arc::clone(&self.guard);
-        let running = Running::new(&guard.shelf().timeline, true);
+        let running = Running::new(&guard.shelf().timeline, true, true);
         let limit = guard.settings.load_timeout;
         let ended = limited(limit, call).await;
         self.cost = running.took();

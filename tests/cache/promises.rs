@@ -673,6 +673,25 @@ async fn an_early_refresh_serves_the_fresh_value_and_runs_once() {
 }
 
 #[tokio::test]
+async fn xfetch_refreshes_early_what_was_dear_to_load() {
+    for cost in [secs(5), Duration::ZERO] {
+        let clock = ManualClock::new();
+        let cache = sharp(&clock).early_refresh(EarlyRefresh::XFetch { beta: 1_000.0 }).build().unwrap();
+        let loading = clock.clone();
+        let load = async move || {
+            loading.advance(cost);
+            Ok(1)
+        };
+        cache.get_or_load(1, load).await.unwrap();
+        // Of what took half its ttl to load, all but one call in 500 refresh; of what took no time, none.
+        for _ in 0..20 {
+            cache.get_or_load(1, down).await.unwrap();
+        }
+        assert_eq!(cache.stats().refreshes > 0, !cost.is_zero());
+    }
+}
+
+#[tokio::test]
 async fn an_early_refresh_that_fails_backs_off() {
     let clock = ManualClock::new();
     let cache = sharp(&clock).early_refresh(EarlyRefresh::Fraction(0.5)).build().unwrap();
