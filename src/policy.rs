@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Tick;
+use crate::clock::{Tick, nanos};
 
 /// When a fresh entry is already refreshed in the background, so that it never expires under load.
 ///
@@ -94,7 +94,11 @@ impl Times {
     /// The times of an entry stored now. Jitter only ever shortens: the freshness lifetime is uniform in
     /// `[ttl * (1 - jitter), ttl]`, with `random` uniform in `[0, 1)`.
     pub(crate) fn new(now: Tick, life: &Lifetime, jitter: f64, random: f64, cost: Duration) -> Self {
-        let fresh_until = now.after(life.ttl.mul_f64(1.0 - jitter * random).min(life.ttl));
+        let ttl = nanos(life.ttl);
+        // In nanoseconds, which are cheaper to scale than a `Duration`. What jitter takes away is rounded down.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
+        let cut = (ttl as f64 * (jitter * random)) as u64;
+        let fresh_until = Tick(now.0.saturating_add(ttl.saturating_sub(cut)));
         Self {
             stored: now,
             fresh_until,

@@ -225,7 +225,7 @@ where
     let load = loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone())));
     Box::pin(async move {
         let engine = &flights.hook;
-        let permit = if L::ALONE { engine.permit(permit).await } else { None };
+        let permit = if L::ALONE && engine.governor.is_some() { engine.permit(permit).await } else { None };
         let asked = L::ALONE && engine.asks_for_cost();
         let running = event::Running::new(&engine.shelf.timeline, L::ALONE, asked);
         let output = load.await;
