@@ -53,7 +53,7 @@ const BUDGETS: [Budget; 7] = [
         over: "floor: the load in a task of its own",
         more: 0.0,
     },
-    Budget { of: "miss: get_or_load", factor: 2.1, over: "miss: moka get, insert", more: 0.0 },
+    Budget { of: "miss: get_or_load", factor: 1.86, over: "miss: moka get, insert", more: 0.0 },
     Budget {
         of: "herd: a follower of get_or_load",
         factor: 2.6,
