@@ -149,6 +149,8 @@ impl Upstream {
         strip_connection(&mut parts.headers);
         let mut response = self.client.request(Request::from_parts(parts, body)).await?;
         strip_connection(response.headers_mut());
+        // Of the proxy's own message, not of the origin's (RFC 9110 section 2.5).
+        *response.version_mut() = Version::HTTP_11;
         Ok(response.map(Body::new))
     }
 }
