@@ -17,6 +17,9 @@ pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// It is written into the shared tier's keys and events, and read back from the latter: an invalidation in one
 /// instance names the key to all others. Two keys that differ must write different bytes.
 ///
+/// Text that is owned (`String`, `Box<str>`, `Arc<str>`), the integers, `bool`, `char`, `Vec<u8>` and tuples of two or
+/// three such keys can be used as they are.
+///
 /// ```
 /// use stampede_guard::SharedKey;
 ///
@@ -41,6 +44,11 @@ pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// # sku.write(&mut out);
 /// # assert_eq!(Sku::read(&out), Some(sku));
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no key that instances can share",
+    note = "text, numbers, `bool`, `char`, `Vec<u8>` and tuples of two or three such keys are; implement `SharedKey` for \
+            a type of your own, and use `String` in place of `&str`: a key is also read back"
+)]
 pub trait SharedKey: Sized {
     /// Appends the key's bytes. Short text is best: it can be read where the tier shows its keys.
     fn write(&self, out: &mut Vec<u8>);
@@ -63,7 +71,7 @@ macro_rules! text_keys {
     )*};
 }
 
-macro_rules! number_keys {
+macro_rules! parsed_keys {
     ($($type:ty),*) => {$(
         impl SharedKey for $type {
             fn write(&self, out: &mut Vec<u8>) {
@@ -78,7 +86,7 @@ macro_rules! number_keys {
 }
 
 text_keys!(String, Box<str>, Arc<str>);
-number_keys!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
+parsed_keys!(bool, char, u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
 
 impl SharedKey for Vec<u8> {
     fn write(&self, out: &mut Vec<u8>) {
@@ -93,19 +101,44 @@ impl SharedKey for Vec<u8> {
 /// The first part's length, a colon, both parts.
 impl<A: SharedKey, B: SharedKey> SharedKey for (A, B) {
     fn write(&self, out: &mut Vec<u8>) {
-        let mut first = Vec::new();
-        self.0.write(&mut first);
-        out.extend_from_slice(format!("{}:", first.len()).as_bytes());
-        out.extend_from_slice(&first);
+        write_first(&self.0, out);
         self.1.write(out);
     }
 
     fn read(bytes: &[u8]) -> Option<Self> {
-        let colon = bytes.iter().position(|&byte| byte == b':')?;
-        let length: usize = std::str::from_utf8(&bytes[..colon]).ok()?.parse().ok()?;
-        let (first, second) = bytes[colon + 1..].split_at_checked(length)?;
-        Some((A::read(first)?, B::read(second)?))
+        let (first, second) = read_first(bytes)?;
+        Some((first, B::read(second)?))
     }
+}
+
+/// As `(A, (B, C))`.
+impl<A: SharedKey, B: SharedKey, C: SharedKey> SharedKey for (A, B, C) {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_first(&self.0, out);
+        write_first(&self.1, out);
+        self.2.write(out);
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (first, rest) = read_first(bytes)?;
+        let (second, third) = read_first(rest)?;
+        Some((first, second, C::read(third)?))
+    }
+}
+
+fn write_first(key: &impl SharedKey, out: &mut Vec<u8>) {
+    let mut bytes = Vec::new();
+    key.write(&mut bytes);
+    out.extend_from_slice(format!("{}:", bytes.len()).as_bytes());
+    out.extend_from_slice(&bytes);
+}
+
+/// With what comes after it.
+fn read_first<A: SharedKey>(bytes: &[u8]) -> Option<(A, &[u8])> {
+    let colon = bytes.iter().position(|&byte| byte == b':')?;
+    let length: usize = std::str::from_utf8(&bytes[..colon]).ok()?.parse().ok()?;
+    let (first, rest) = bytes[colon + 1..].split_at_checked(length)?;
+    Some((A::read(first)?, rest))
 }
 
 /// Orders loads of one key over all instances: the later load has the greater token.
@@ -286,6 +319,7 @@ mod tests {
         assert_eq!(round(42_u64), b"42");
         assert_eq!(round(-1_i32), b"-1");
         assert_eq!(round(String::from("a b")), b"a b");
+        assert_eq!((round(true), round('ö')), (b"true".to_vec(), "ö".into()));
         round(Vec::from([0_u8, 255]));
         assert_eq!(u8::read(b"256"), None);
         assert_eq!(String::read(&[255]), None);
@@ -297,8 +331,12 @@ mod tests {
         assert_ne!(pair("a:", "b"), pair("a", ":b"));
         assert_ne!(pair("", "1:"), pair("1:", ""));
         round(((1_u8, String::from("x:")), 7_i64));
+        let three = round((String::from("a:"), 7_u8, String::from("1:b")));
+        assert_eq!(three, round((String::from("a:"), (7_u8, String::from("1:b")))));
+        assert_eq!(three, b"2:a:1:71:b");
         for bad in ["", "1", ":", "2:a", "-1:a", "99999999999999999999:a"] {
             assert_eq!(<(String, String)>::read(bad.as_bytes()), None, "{bad}");
+            assert_eq!(<(String, String, String)>::read(format!("1:x{bad}").as_bytes()), None, "{bad}");
         }
     }
 }
