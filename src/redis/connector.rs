@@ -168,6 +168,10 @@ impl Connector {
         // A handshake is a few round trips.
         let timeout = (config.operation_timeout * 2).max(Duration::from_millis(500));
         let Some((scheme, rest)) = url.split_once("://") else { return Err(unusable("it has no scheme")) };
+        let tls = matches!(scheme, "rediss" | "rediss-cluster" | "rediss-sentinel" | "valkeys");
+        if tls && !cfg!(feature = "redis-tls") {
+            return Err(RedisTierError::Url("TLS needs this crate's feature `redis-tls`".into()));
+        }
         let kind = match scheme {
             "redis-cluster" => cluster("redis", rest, config, timeout)?,
             "rediss-cluster" => cluster("rediss", rest, config, timeout)?,
@@ -178,7 +182,6 @@ impl Connector {
                 Kind::Node(Box::new(client(settled(&info), config)?))
             }
         };
-        let tls = matches!(scheme, "rediss" | "rediss-cluster" | "rediss-sentinel" | "valkeys");
         if tls {
             choose_provider();
         }
@@ -400,6 +403,18 @@ mod tests {
             let text = refusal(url);
             assert!(text.contains("redis://[user:password@]host"), "{url}: {text}");
             assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[cfg(not(all(feature = "redis-tls", feature = "redis-cluster", feature = "redis-sentinel")))]
+    #[test]
+    fn what_a_url_needs_is_named_by_its_feature() {
+        for (url, feature, is_on) in [
+            ("rediss://localhost", "redis-tls", cfg!(feature = "redis-tls")),
+            ("redis-cluster://localhost", "redis-cluster", cfg!(feature = "redis-cluster")),
+            ("redis-sentinel://localhost/main", "redis-sentinel", cfg!(feature = "redis-sentinel")),
+        ] {
+            assert!(is_on || refusal(url).contains(&format!("feature `{feature}`")), "{url}");
         }
     }
 

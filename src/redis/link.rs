@@ -3,11 +3,12 @@
 //! The circuit is open from the first sign that Redis does not answer (a time-out, a broken connection) until it does
 //! and everything that was left undone has been made good. While it is open nobody waits for Redis.
 
+use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Pipeline, RedisError, Value};
+use redis::{Pipeline, RedisError, ServerError, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -29,6 +30,9 @@ const AFTERMATH: Duration = Duration::from_secs(10);
 const STEPS: u32 = 5;
 /// How many times the operation time-out a wait lasts at most, however busy the server or this process is.
 const LONGEST: u32 = 4;
+
+/// Why a server that was silent is not trusted.
+const NO_ANSWER: &str = "no answer in time";
 
 /// What became of an operation that brought no answers.
 #[derive(Debug)]
@@ -111,19 +115,19 @@ impl Link {
         let node = matches!(wire, Wire::Node(_));
         match self.in_time(node, wire.send(commands)).await {
             Ok(Ok(answers)) => {
-                if answers.iter().any(is_wrong_server) {
-                    self.distrust(generation, true);
+                if let Some(refusal) = answers.iter().find_map(wrong_server) {
+                    self.distrust(generation, true, refusal);
                 }
                 Ok(answers)
             }
             Ok(Err(error)) => {
                 self.counters.broken();
-                self.distrust(generation, is_broken(&error));
+                self.distrust(generation, is_broken(&error), &error);
                 Err(Fault::Broken)
             }
             Err(_) => {
                 self.counters.timed_out();
-                self.distrust(generation, false);
+                self.distrust(generation, false, &NO_ANSWER);
                 Err(Fault::TimedOut(Late(wire)))
             }
         }
@@ -163,7 +167,7 @@ impl Link {
     }
 
     /// Opens the circuit; a connection that is `gone` is replaced without another try.
-    fn distrust(&self, generation: u64, gone: bool) {
+    fn distrust(&self, generation: u64, gone: bool, why: &dyn Display) {
         let mut state = self.state.lock();
         if state.generation != generation {
             return;
@@ -173,7 +177,7 @@ impl Link {
         if gone && matches!(state.wire, Some(Wire::Node(_))) {
             state.wire = None;
         }
-        self.set_up(false);
+        self.set_up(false, why);
         drop(state);
         self.doubt.notify_one();
     }
@@ -183,21 +187,22 @@ impl Link {
         let mut state = self.state.lock();
         if state.generation == generation && state.wire.is_some() {
             state.trusted = true;
-            self.set_up(true);
+            self.set_up(true, &"");
         }
     }
 
     /// Called with the state locked, so that what is told of it is in the order of its changes.
-    fn set_up(&self, up: bool) {
+    fn set_up(&self, up: bool, why: &dyn Display) {
         if self.up.send_replace(up) == up {
             return;
         }
         event::set_circuit(&self.namespace, !up);
         if up {
-            tracing::info!(namespace = &*self.namespace, "Redis answers; this instance shares again");
+            tracing::info!(namespace = &*self.namespace, "Redis answers; this instance shares");
         } else {
             tracing::warn!(
                 namespace = &*self.namespace,
+                why = %why,
                 "Redis does not answer; this instance goes on alone"
             );
         }
@@ -213,7 +218,7 @@ impl Link {
     }
 
     fn uninstall(&self, generation: u64) {
-        self.distrust(generation, true);
+        self.distrust(generation, true, &"its connection was given up");
         self.state.lock().wire = None;
     }
 
@@ -267,7 +272,7 @@ impl Link {
                 Ok(Ok(())) if settle(wire.clone(), generation).await => misses = 0,
                 Ok(_) => return,
                 Err(_) => {
-                    self.distrust(generation, false);
+                    self.distrust(generation, false, &NO_ANSWER);
                     misses += 1;
                     if misses == MISSES {
                         return;
@@ -283,10 +288,16 @@ fn is_broken(error: &RedisError) -> bool {
     error.is_unrecoverable_error() || error.is_connection_dropped()
 }
 
-/// True if another server is to be asked: this one has lost its role or is not ready.
-fn is_wrong_server(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(error)
-        if matches!(error.code(), "READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH"))
+/// Why another server is to be asked, if it is: this one has lost its role or is not ready.
+fn wrong_server(answer: &Value) -> Option<&ServerError> {
+    match answer {
+        Value::ServerError(error)
+            if matches!(error.code(), "READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH") =>
+        {
+            Some(error)
+        }
+        _ => None,
+    }
 }
 
 /// The pauses between attempts to connect: from 20 ms, doubling to 250 ms, each shortened by up to half at random.

@@ -129,21 +129,25 @@ impl RedisTier {
         config.check()?;
         let connector = Arc::new(Connector::new(url, &config)?);
         let first = match timeout(connector.timeout(), first_contact(&connector)).await {
-            Ok(Ok(wire)) => Some(wire),
+            Ok(Ok(wire)) => Ok(wire),
             Ok(Err(error)) => match connector.lasting(&error) {
                 Some(refusal) => return Err(refusal),
-                None => None,
+                None => Err(error.to_string()),
             },
-            Err(_) => None,
+            Err(_) => Err("no answer in time".into()),
         };
-        if first.is_none() {
+        if let Err(why) = &first {
             if let Ok(Some(refusal)) = timeout(connector.timeout(), connector.refusal()).await {
                 return Err(refusal);
             }
             if connector.answers_without_tls().await {
                 return Err(RedisTierError::Tls("the server answers without it".into()));
             }
-            tracing::warn!("Redis is out of reach; this instance goes on alone until it answers");
+            tracing::warn!(
+                namespace = config.namespace.as_str(),
+                why = %why,
+                "Redis is out of reach; this instance goes on alone until it answers"
+            );
         }
         let counters = Arc::new(Counters::default());
         let limit = config.operation_timeout;
@@ -160,14 +164,14 @@ impl RedisTier {
             runtime: Handle::current(),
             config,
         });
-        let is_there = first.is_some();
+        let is_there = first.is_ok();
         let begun = Arc::new(Notify::new());
         let settling = Arc::clone(&core);
         let settle = Box::new(move |wire, generation| {
             let core = Arc::clone(&settling);
             Box::pin(async move { core.settle(wire, generation).await }) as _
         });
-        let commands = Arc::clone(&core.link).supervise(Arc::clone(&connector), settle, first);
+        let commands = Arc::clone(&core.link).supervise(Arc::clone(&connector), settle, first.ok());
         let events = subscribe(Arc::clone(&core), Arc::clone(&connector), Arc::clone(&begun));
         let tasks = [tokio::spawn(commands), tokio::spawn(events)];
         let tier = Self(Arc::new(Tier { core, tasks }));

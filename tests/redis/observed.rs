@@ -82,7 +82,8 @@ fn waits_and_faults_are_counted_and_traced_without_keys_or_values() {
         after.lines().find_map(|line| line.strip_prefix("token=")).unwrap().to_string()
     };
     assert_eq!(token_of("shared_wait"), token_of("shared_load"), "who waits is led to the load");
-    assert!(said.contains("goes on alone") && said.contains("shares again"), "{said}");
+    assert!(said.contains("goes on alone") && said.contains("instance shares"), "{said}");
+    assert!(said.contains("why=no answer in time"), "{said}");
     // The client's own spans and events are not this crate's.
     for secret in ["secret-key", "secret value", "secret-lock"] {
         assert!(!said.contains(secret) && !all.keys().any(|name| name.contains(secret)), "{secret}: {said}");
