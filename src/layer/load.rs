@@ -58,7 +58,7 @@ where
     R: ResponseBody,
 {
     fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
-        let found = self.guard.shelf().find(key)?;
+        let found = self.guard.shelf().find_again(key)?;
         let is_closed =
             |page: &Arc<Page>| !page.recording.is_sound() || !self.guard.may_have(self.facts, page);
         if found.value.page().is_some_and(is_closed) {
