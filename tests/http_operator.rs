@@ -267,6 +267,24 @@ async fn rfc_9211_says_what_became_of_each_request() {
 }
 
 #[tokio::test]
+async fn rfc_9211_the_guards_own_answers_say_why() {
+    let settings = |builder| {
+        let patience = std::time::Duration::from_millis(20);
+        shared_cache(builder).cache_status("shop").wait_timeout(patience)
+    };
+    let site = Site::new(settings, |call: Call| async move {
+        call.gate().await;
+        answer(200, &[MINUTE], "")
+    });
+    let stored_only = with(get("/"), "cache-control", "only-if-cached");
+    assert_eq!(told(&site, stored_only).await, "shop; detail=not-stored");
+    let leader = site.lead(get("/")).await;
+    assert_eq!(told(&site, get("/")).await, "shop; detail=too-slow");
+    site.open(1);
+    all(vec![leader]).await;
+}
+
+#[tokio::test]
 async fn rfc_9211_a_question_is_asked_about_what_is_stale() {
     for word in ["no-cache", "max-age=0"] {
         let site = Site::new(

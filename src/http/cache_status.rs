@@ -38,11 +38,19 @@ impl Forward {
     }
 }
 
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Store,
+    Origin(Forward),
+    /// The cache itself, and why (RFC 9211 section 2.8).
+    Cache(&'static str),
+}
+
 /// What one cache did with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CacheStatus {
-    /// `None` for a hit.
-    pub(crate) forward: Option<Forward>,
+    pub(crate) source: Source,
     /// The status that the origin answered with, where that is known.
     pub(crate) status: Option<StatusCode>,
     /// Whether the answer is stored.
@@ -65,12 +73,21 @@ pub(crate) enum Ttl {
 impl CacheStatus {
     /// An answer from the store.
     pub(crate) fn hit(ttl: Ttl) -> Self {
-        Self { forward: None, status: None, stored: false, collapsed: false, ttl: Some(ttl) }
+        Self { ttl: Some(ttl), ..Self::from(Source::Store) }
     }
 
     /// An answer from the origin.
     pub(crate) fn forwarded(why: Forward, status: StatusCode) -> Self {
-        Self { forward: Some(why), status: Some(status), stored: false, collapsed: false, ttl: None }
+        Self { status: Some(status), ..Self::from(Source::Origin(why)) }
+    }
+
+    /// An answer of the cache's own, for want of another. `why` is a token.
+    pub(crate) fn refused(why: &'static str) -> Self {
+        Self::from(Source::Cache(why))
+    }
+
+    fn from(source: Source) -> Self {
+        Self { source, status: None, stored: false, collapsed: false, ttl: None }
     }
 
     /// Adds a member to the field, behind those of caches nearer to the origin (RFC 9211 section 2).
@@ -82,13 +99,13 @@ impl CacheStatus {
 
     fn write(self, name: &CacheName) -> String {
         let mut out = name.0.to_string();
-        match self.forward {
-            None => out.push_str("; hit"),
-            Some(why) => {
-                out.push_str("; fwd=");
-                out.push_str(why.as_str());
-            }
-        }
+        let (parameter, why) = match self.source {
+            Source::Store => ("; hit", ""),
+            Source::Origin(why) => ("; fwd=", why.as_str()),
+            Source::Cache(why) => ("; detail=", why),
+        };
+        out.push_str(parameter);
+        out.push_str(why);
         // Writing to a string does not fail.
         if let Some(status) = self.status {
             let _ = write!(out, "; fwd-status={}", status.as_u16());
@@ -137,6 +154,7 @@ mod tests {
         let secs = Duration::from_secs;
         assert_eq!(written(CacheStatus::hit(Ttl::Left(secs(376)))), "shop; hit; ttl=376");
         assert_eq!(written(CacheStatus::hit(Ttl::Over(secs(412)))), "shop; hit; ttl=-412");
+        assert_eq!(written(CacheStatus::refused("too-slow")), "shop; detail=too-slow");
         let miss = CacheStatus::forwarded(Forward::UriMiss, StatusCode::OK);
         assert_eq!(
             written(CacheStatus { stored: true, ttl: Some(Ttl::Left(secs(5))), ..miss }),

@@ -6,11 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use http::Response;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::load::{Landing, Own, PageLoad};
 use super::refusal::Refusal;
@@ -41,16 +39,13 @@ where
         }
     })
     .await;
-    let settle = move |landed: Landing| guard.shelf().land(&key, landed);
     let timed_out = matches!(landed, Some(Err(LoadError::TimedOut(_))));
+    let why = if timed_out { Refusal::TooSlow } else { Refusal::Failed };
+    let own = own.unwrap_or_else(|| Ok(guard.refuse(why, MethodClass::Get)));
+    let settle = move |landed: Landing| guard.shelf().land(&key, landed);
     match landed {
         Some(landed) => settle(landed),
         None => crate::sync::spawn(async move { settle(landing.await) }),
     }
-    own.unwrap_or_else(|| Ok(lost(timed_out)))
-}
-
-fn lost<R>(timed_out: bool) -> Response<GuardBody<R>> {
-    let why = if timed_out { Refusal::TooSlow } else { Refusal::Failed };
-    why.respond(MethodClass::Get)
+    own
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 
+use super::body::GuardBody;
 use super::budget::Budget;
 use super::load::{Failure, PageArrival};
 use super::page::{Page, PageKey, Reply, Signpost};
+use super::refusal::Refusal;
 use super::stats::Counters;
 #[cfg(feature = "redis")]
 use super::tier::{Tiered, group_of, group_of_mark};
@@ -20,6 +22,7 @@ use crate::cache::{Entry, Mark, Shelf, Storing, mark_of};
 use crate::event::count_stale;
 use crate::flight::{FlightStats, Flights};
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
+use crate::http::key::MethodClass;
 use crate::http::origin::{Target, hash_target};
 use crate::http::rule::KeyRule;
 use crate::http::syntax::words;
@@ -284,6 +287,13 @@ impl Guarded {
         if let Some(name) = &self.settings.cache_name {
             status().add_to(headers, name);
         }
+    }
+
+    /// The guard's own answer.
+    pub(super) fn refuse<R>(&self, why: Refusal, class: MethodClass) -> http::Response<GuardBody<R>> {
+        let mut response = why.respond(class);
+        self.tell(response.headers_mut(), || CacheStatus::refused(why.detail()));
+        response
     }
 
     /// Takes from a response that is one client's own what is not for clients, and tells what became of the request.

@@ -35,6 +35,19 @@ impl Refusal {
         }
     }
 
+    /// What `Cache-Status` says of it: a token.
+    pub(super) fn detail(self) -> &'static str {
+        match self {
+            Self::TooSlow => "too-slow",
+            Self::Failed => "failed",
+            Self::Panicked => "panicked",
+            Self::Busy => "too-many-waiters",
+            Self::Gone => "cancelled",
+            Self::NotStored => "not-stored",
+            Self::NoKey => "no-key",
+        }
+    }
+
     /// The response, in the words of the request.
     #[cfg_attr(not(feature = "grpc"), allow(unused_variables))]
     pub(super) fn respond<R>(self, class: MethodClass) -> Response<GuardBody<R>> {

@@ -166,7 +166,7 @@ impl<S> GuardService<S> {
             return ResponseFuture::ready(response);
         }
         if directives.only_if_cached {
-            return ResponseFuture::ready(Refusal::NotStored.respond(MethodClass::Get));
+            return ResponseFuture::ready(guard.refuse(Refusal::NotStored, MethodClass::Get));
         }
         conditionals.restore(&mut parts.headers);
         self.pass(Eligibility::Pass(PassReason::Range), parts, body)
@@ -244,7 +244,7 @@ impl<S> GuardService<S> {
             |entry: &Entry<Reply>| entry.value.page().is_some_and(|page| !guard.may_have(facts, page));
         if found.entry.as_ref().is_some_and(is_closed) {
             if directives.only_if_cached {
-                return ResponseFuture::ready(Refusal::NotStored.respond(class));
+                return ResponseFuture::ready(guard.refuse(Refusal::NotStored, class));
             }
             return self.pass_alone(parts, body, conditionals, Changes::Nothing);
         }
@@ -277,11 +277,11 @@ impl<S> GuardService<S> {
             }
         }
         if asking.directives.only_if_cached {
-            return ResponseFuture::ready(Refusal::NotStored.respond(class));
+            return ResponseFuture::ready(guard.refuse(Refusal::NotStored, class));
         }
         guard.shared.uniques.miss(&guard.settings.rule, &asking.parts.headers);
         let Some(trip) = asking.trip(guard, self.inner.clone(), class, fallback) else {
-            return ResponseFuture::ready(Refusal::NoKey.respond(class));
+            return ResponseFuture::ready(guard.refuse(Refusal::NoKey, class));
         };
         ResponseFuture::fly(trip.fly())
     }

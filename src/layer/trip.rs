@@ -268,7 +268,7 @@ impl Waiting {
     fn refused<R>(&self, why: Refusal) -> Response<GuardBody<R>> {
         self.guard.counters().refused.add();
         count_request("refused");
-        why.respond(self.address.class)
+        self.guard.refuse(why, self.address.class)
     }
 
     fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R, X> {

@@ -108,7 +108,8 @@ impl<G> StampedeGuardBuilder<G> {
 
     /// Adds `Cache-Status` to responses, with this name for the guard (RFC 9211): whether it was a hit and for how
     /// much longer, why a request went on to the handler otherwise, whether it shared a run, whether the response is
-    /// stored. Default: off.
+    /// stored. An answer of the guard's own says why in `detail`: `too-slow`, `failed`, `panicked`, `too-many-waiters`,
+    /// `cancelled`, `not-stored` or `no-key`. Default: off.
     ///
     /// ```
     /// use stampede_guard::StampedeGuard;
