@@ -54,6 +54,33 @@
 //! - An `insert` or `invalidate` during a load wins over its result.
 //! - A runtime that shuts down ends waits with [`LoadError::Cancelled`]; nothing hangs, nothing is poisoned.
 //!
+//! # Testing code that uses it
+//!
+//! Time is Tokio's, so a test that pauses it (Tokio's feature `test-util`) needs nothing else and never sleeps:
+//!
+//! ```
+//! # #[cfg(feature = "cache")] {
+//! use std::time::Duration;
+//! use stampede_guard::StampedeCache;
+//!
+//! // In a test: #[tokio::test(start_paused = true)]
+//! #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! async fn main() {
+//!     let cache: StampedeCache<u64, u64> =
+//!         StampedeCache::builder().ttl(Duration::from_secs(60)).jitter(0.0).build().unwrap();
+//!     assert_eq!(cache.get_or_load(1, || async { Ok(10) }).await.unwrap(), 10);
+//!     assert_eq!(cache.get_or_load(1, || async { Ok(11) }).await.unwrap(), 10);
+//!     tokio::time::advance(Duration::from_secs(60)).await;
+//!     assert_eq!(cache.get_or_load(1, || async { Ok(12) }).await.unwrap(), 12);
+//! }
+//! # main();
+//! # }
+//! ```
+//!
+//! Where the runtime cannot be paused, `clock` takes a `ManualClock` (feature `test-util`). It moves freshness alone:
+//! `load_timeout`, `soft_timeout` and `wait_timeout` stay Tokio's timers. `seed` makes jitter and early refresh
+//! repeatable. With `redis`, the tier in memory of `test_util` loses and delays messages as drawn from a seed.
+//!
 //! # Features
 //!
 //! | feature | default | brings |
