@@ -103,7 +103,7 @@
 //! too: `stampede_lock_wait_seconds{of}` (`load`: for a load in another instance, `lock`: in `RedisLock::acquire`),
 //! `stampede_publications_total{result}` (`ok`, `superseded`, `local`), `stampede_redis_errors_total{kind}` (`timeout`,
 //! `connection`, `refused`, `malformed`) and the gauge `stampede_redis_circuit_open{namespace}`, 1 while callers go on
-//! without Redis. `docs/operations.md` says what to alert on.
+//! without Redis. `describe_metrics` tells the recorder so; `docs/operations.md` says what to alert on.
 //!
 //! With `tracing`, each load runs in a span `load` within the span of the caller that started it (in that one itself, if
 //! the subscriber does not want level debug), and the span of each caller that waits for it follows from it. With `redis`,
@@ -122,6 +122,8 @@ mod codec;
 mod coordinate;
 #[cfg(feature = "cache")]
 mod deferred;
+#[cfg(feature = "metrics")]
+mod describe;
 mod error;
 #[cfg(feature = "cache")]
 mod event;
@@ -163,6 +165,8 @@ pub use clock::Clock;
 pub use codec::{Codec, CodecError, PostcardCodec};
 #[cfg(feature = "redis")]
 pub use coordinate::{SharedKey, SharedTier};
+#[cfg(feature = "metrics")]
+pub use describe::describe_metrics;
 pub use error::{ConfigError, LoadError, Overloaded, Panicked, RemoteKind, TimedOut};
 #[cfg(feature = "cache")]
 pub use event::{Outcome, StaleReason};

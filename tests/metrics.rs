@@ -3,10 +3,12 @@
 #[path = "support/counts.rs"]
 mod counts;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use counts::Counts;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use stampede_guard::{LoadError, OnAbandon, StampedeCache};
 
 #[test]
@@ -101,4 +103,55 @@ fn loads_that_panic_or_are_given_up_are_counted_once_each() {
     assert_eq!(count("stampede_loads_total{result=error}"), 1);
     assert_eq!(count("stampede_loads_total{result=dropped}"), 3);
     assert_eq!(count("stampede_load_seconds{}"), 4);
+}
+
+/// Keeps the names that are described.
+#[derive(Default)]
+struct Described(Mutex<BTreeSet<String>>);
+
+impl Described {
+    fn add(&self, name: &KeyName, text: &str) {
+        assert!(!text.is_empty());
+        assert!(self.0.lock().unwrap().insert(name.as_str().to_owned()), "{name:?} twice");
+    }
+}
+
+impl Recorder for Described {
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        assert!(name.as_str().ends_with("_total") && unit.is_none(), "{name:?}");
+        self.add(&name, &text);
+    }
+
+    fn describe_gauge(&self, name: KeyName, _: Option<Unit>, text: SharedString) {
+        self.add(&name, &text);
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        assert_eq!(name.as_str().ends_with("_seconds"), unit == Some(Unit::Seconds), "{name:?}");
+        self.add(&name, &text);
+    }
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[test]
+fn every_metric_of_the_manual_is_described_to_the_recorder() {
+    let described = Described::default();
+    metrics::with_local_recorder(&described, stampede_guard::describe_metrics);
+    let manual = include_str!("../docs/operations.md");
+    let rows = manual.lines().filter_map(|line| line.strip_prefix("| `stampede_"));
+    let names = rows.map(|row| format!("stampede_{}", row.split(['`', '{', ' ']).next().unwrap()));
+    let of_redis = |name: &String| ["redis", "publication", "lock"].iter().any(|part| name.contains(part));
+    let names = names.filter(|name| cfg!(feature = "redis") || !of_redis(name));
+    assert_eq!(*described.0.lock().unwrap(), names.collect::<BTreeSet<_>>());
 }
