@@ -6,8 +6,19 @@ use std::path::{Path, PathBuf};
 /// From the bottom up. A module may use those of lower levels, and within its own level none but itself.
 const LEVELS: [&[&str]; 5] =
     [FOUNDATIONS, &["policy", "flight", "coordinate"], &["cache", "redis"], &["http"], &["layer"]];
-const FOUNDATIONS: &[&str] =
-    &["sync", "clock", "rng", "error", "event", "codec", "deferred", "invalidation", "stable_hash", "trace"];
+const FOUNDATIONS: &[&str] = &[
+    "sync",
+    "clock",
+    "rng",
+    "error",
+    "event",
+    "describe",
+    "codec",
+    "deferred",
+    "invalidation",
+    "stable_hash",
+    "trace",
+];
 /// On their own level, these may use each other: the seam and the errors are used by everything.
 const FOUNDATION: &[&str] = &["sync", "error", "clock"];
 /// Used by tests of other crates, above everything.
