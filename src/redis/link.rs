@@ -32,7 +32,7 @@ const STEPS: u32 = 5;
 const LONGEST: u32 = 4;
 
 /// Why a server that was silent is not trusted.
-const NO_ANSWER: &str = "no answer in time";
+pub(super) const NO_ANSWER: &str = "no answer in time";
 
 /// What became of an operation that brought no answers.
 #[derive(Debug)]
@@ -177,7 +177,7 @@ impl Link {
         if gone && matches!(state.wire, Some(Wire::Node(_))) {
             state.wire = None;
         }
-        self.set_up(false, why);
+        self.set_up(Err(why));
         drop(state);
         self.doubt.notify_one();
     }
@@ -187,24 +187,23 @@ impl Link {
         let mut state = self.state.lock();
         if state.generation == generation && state.wire.is_some() {
             state.trusted = true;
-            self.set_up(true, &"");
+            self.set_up(Ok(()));
         }
     }
 
-    /// Called with the state locked, so that what is told of it is in the order of its changes.
-    fn set_up(&self, up: bool, why: &dyn Display) {
-        if self.up.send_replace(up) == up {
+    /// Up, or not and why. Called with the state locked, so that what is told of it is in the order of its changes.
+    fn set_up(&self, up: Result<(), &dyn Display>) {
+        if self.up.send_replace(up.is_ok()) == up.is_ok() {
             return;
         }
-        event::set_circuit(&self.namespace, !up);
-        if up {
-            tracing::info!(namespace = &*self.namespace, "Redis answers; this instance shares");
-        } else {
-            tracing::warn!(
+        event::set_circuit(&self.namespace, up.is_err());
+        match up {
+            Ok(()) => tracing::info!(namespace = &*self.namespace, "Redis answers; this instance shares"),
+            Err(why) => tracing::warn!(
                 namespace = &*self.namespace,
                 why = %why,
                 "Redis does not answer; this instance goes on alone"
-            );
+            ),
         }
     }
 

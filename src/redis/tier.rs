@@ -17,7 +17,7 @@ use super::connector::{Connector, Wire};
 use super::envelope::Bounds;
 use super::events::{Event, Owner, Subscription, Waits, What, rest};
 use super::keys::{Place, channel, epoch_of, epochs};
-use super::link::{Fault, Link};
+use super::link::{Fault, Link, NO_ANSWER};
 use super::member::RedisMember;
 use super::scripts::{EPOCH, EPOCHS, Form, INVALIDATE, RELEASE, integer, introduce, run, single, text};
 use super::stats::{Counters, RedisStats};
@@ -134,7 +134,7 @@ impl RedisTier {
                 Some(refusal) => return Err(refusal),
                 None => Err(error.to_string()),
             },
-            Err(_) => Err("no answer in time".into()),
+            Err(_) => Err(NO_ANSWER.into()),
         };
         if let Err(why) = &first {
             if let Ok(Some(refusal)) = timeout(connector.timeout(), connector.refusal()).await {
