@@ -223,20 +223,27 @@ struct Stripe(AtomicU64);
 #[derive(Debug, Default)]
 pub(crate) struct Striped([Stripe; STRIPES]);
 
+thread_local! {
+    /// This thread's stripe, once it has one.
+    static MINE: Cell<usize> = const { Cell::new(STRIPES) };
+}
+
 impl Striped {
+    #[inline]
     pub(crate) fn add(&self) {
-        thread_local! {
-            static MINE: Cell<usize> = const { Cell::new(STRIPES) };
-        }
-        // A thread that is being torn down has no stripe of its own any more.
-        let mut stripe = MINE.try_with(Cell::get).unwrap_or(0);
-        if stripe >= STRIPES {
-            // Hands out numbers and orders nothing, so it is no part of the models.
-            static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-            stripe = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
-            let _ = MINE.try_with(|mine| mine.set(stripe));
-        }
-        self.0[stripe].0.fetch_add(1, Ordering::Relaxed);
+        let mine = MINE.try_with(Cell::get).unwrap_or(STRIPES);
+        let stripe = self.0.get(mine).unwrap_or_else(|| self.assign());
+        stripe.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives this thread a stripe. One that is being torn down has none of its own any more.
+    #[cold]
+    fn assign(&self) -> &Stripe {
+        // Hands out numbers and orders nothing, so it is no part of the models.
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
+        let _ = MINE.try_with(|mine| mine.set(number));
+        &self.0[number]
     }
 
     pub(crate) fn get(&self) -> u64 {

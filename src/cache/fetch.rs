@@ -1,10 +1,13 @@
 //! One call's way through the cache: look, serve what is good enough, else fly.
 
 use std::borrow::Borrow;
+use std::marker::PhantomData;
+use std::mem;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
@@ -14,6 +17,7 @@ use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, refresh};
 use super::entry::Receipt;
 use super::entry::{Arrival, Destination, Entry};
 use super::generations::Born;
+use super::store::Kept;
 use crate::clock::Tick;
 use crate::error::LoadError;
 use crate::event::{self, Outcome, StaleReason};
@@ -44,27 +48,165 @@ struct Fallback<V> {
     soft_timeout: Option<Pin<Box<Sleep>>>,
 }
 
-/// The future of one call. Nothing happens before its first poll; until that finds nothing to serve, the run is
-/// what a call brings along.
-pub(crate) struct Fetch<'a, K, V, E, S, L>
-where
-    K: Key,
-    V: Value,
-    E: Fault,
-{
+/// What a call answers with.
+pub(super) trait Form<V, E> {
+    type Output;
+    fn hit(value: V) -> Self::Output;
+    fn answer(answer: Answer<V, E>) -> Self::Output;
+}
+
+/// The value alone.
+pub(super) struct Bare;
+
+impl<V, E> Form<V, E> for Bare {
+    type Output = Result<V, LoadError<E>>;
+
+    #[inline]
+    fn hit(value: V) -> Self::Output {
+        Ok(value)
+    }
+
+    fn answer(answer: Answer<V, E>) -> Self::Output {
+        WithOutcome::answer(answer).map(|fetched| fetched.value)
+    }
+}
+
+/// The value and how the call came by it.
+pub(super) struct WithOutcome;
+
+impl<V, E> Form<V, E> for WithOutcome {
+    type Output = Result<Fetched<V>, LoadError<E>>;
+
+    #[inline]
+    fn hit(value: V) -> Self::Output {
+        Ok(Fetched { value, outcome: Outcome::Hit })
+    }
+
+    /// A loader of one key does not leave it out.
+    fn answer(answer: Answer<V, E>) -> Self::Output {
+        answer?.ok_or(LoadError::Cancelled)
+    }
+}
+
+/// The same, unless the loader left the key out.
+pub(super) struct IfLoaded;
+
+impl<V, E> Form<V, E> for IfLoaded {
+    type Output = Answer<V, E>;
+
+    #[inline]
+    fn hit(value: V) -> Self::Output {
+        Ok(Some(Fetched { value, outcome: Outcome::Hit }))
+    }
+
+    fn answer(answer: Answer<V, E>) -> Self::Output {
+        answer
+    }
+}
+
+/// The future of one call. Nothing happens before its first poll.
+pub(super) struct Fetch<'a, K: Key, V: Value, E: Fault, S, L, A> {
+    stage: Stage<'a, K, V, E, S, L>,
+    form: PhantomData<A>,
+}
+
+enum Stage<'a, K: Key, V: Value, E: Fault, S, L> {
+    /// Nobody has looked yet. A hit needs no more than this.
+    Brought {
+        flights: &'a Arc<CacheFlights<K, V, E>>,
+        source: S,
+        loader: L,
+    },
+    Missed(Wait<'a, K, V, E, S, L>),
+    Answered,
+}
+
+/// A call that waits for a load.
+struct Wait<'a, K: Key, V: Value, E: Fault, S, L> {
     run: CacheRun<'a, K, V, E, S, L>,
     fallback: Option<Box<Fallback<V>>>,
 }
 
-impl<K, V, E, S, L> Unpin for Fetch<'_, K, V, E, S, L>
+/// An answer, or a wait for a load.
+type Decided<'a, K, V, E, S, L> = ControlFlow<Result<Fetched<V>, LoadError<E>>, Wait<'a, K, V, E, S, L>>;
+
+// Nothing in it is pinned.
+impl<K: Key, V: Value, E: Fault, S, L, A> Unpin for Fetch<'_, K, V, E, S, L, A> {}
+
+impl<'a, K, V, E, S, L, A> Fetch<'a, K, V, E, S, L, A>
 where
-    K: Key,
+    K: Key + Borrow<S::Query>,
     V: Value,
     E: Fault,
+    S: KeySource<K>,
+    L: Loader<V, E>,
+    A: Form<V, E>,
 {
+    #[inline]
+    pub(super) fn new(flights: &'a Arc<CacheFlights<K, V, E>>, source: S, loader: L) -> Self {
+        Self { stage: Stage::Brought { flights, source, loader }, form: PhantomData }
+    }
+
+    /// A first poll that is no plain hit. Apart, as [`wait`](Self::wait) is, so that a hit pays for none of it.
+    #[inline(never)]
+    fn miss(&mut self, found: Option<Kept<V>>, cx: &mut Context<'_>) -> Poll<A::Output> {
+        let Stage::Brought { flights, source, loader } = mem::replace(&mut self.stage, Stage::Answered)
+        else {
+            return Poll::Pending;
+        };
+        match decide(flights, source, loader, flights.hook.shelf.valid(found)) {
+            ControlFlow::Break(answer) => Poll::Ready(A::answer(answer.map(Some))),
+            ControlFlow::Continue(wait) => {
+                self.stage = Stage::Missed(wait);
+                self.wait(cx)
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<A::Output> {
+        let Stage::Missed(wait) = &mut self.stage else {
+            panic!("a future is not polled after it was ready");
+        };
+        let answer = ready!(wait.poll(cx));
+        self.stage = Stage::Answered;
+        Poll::Ready(A::answer(answer))
+    }
 }
 
-impl<'a, K, V, E, S, L> Fetch<'a, K, V, E, S, L>
+impl<K, V, E, S, L, A> Future for Fetch<'_, K, V, E, S, L, A>
+where
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
+    S: KeySource<K>,
+    L: Loader<V, E>,
+    A: Form<V, E>,
+{
+    type Output = A::Output;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Stage::Brought { flights, source, .. } = &self.stage else { return self.wait(cx) };
+        let engine = &flights.hook;
+        match engine.shelf.look(source.query()) {
+            Ok(value) => {
+                engine.count_hit();
+                self.stage = Stage::Answered;
+                Poll::Ready(A::hit(value))
+            }
+            Err(found) => self.miss(found, cx),
+        }
+    }
+}
+
+/// The answer to a call that found `found`, or its wait for a load.
+fn decide<K, V, E, S, L>(
+    flights: &Arc<CacheFlights<K, V, E>>,
+    source: S,
+    loader: L,
+    found: Option<Entry<V>>,
+) -> Decided<'_, K, V, E, S, L>
 where
     K: Key + Borrow<S::Query>,
     V: Value,
@@ -72,76 +214,90 @@ where
     S: KeySource<K>,
     L: Loader<V, E>,
 {
-    pub(crate) fn new(flights: &'a Arc<CacheFlights<K, V, E>>, source: S, loader: L) -> Self {
-        let miss = Miss {
-            flights,
-            loader,
-            stale: None,
-            born: Born::default(),
-            #[cfg(feature = "redis")]
-            errand: None,
-        };
-        Self { run: Run::new(flights, source, miss, FirstPoll::Inline), fallback: None }
-    }
-
-    fn engine(&self) -> &'a Engine<K, V> {
-        &self.run.flights().hook
-    }
-
-    #[inline]
-    fn hit(&self, value: V) -> Fetched<V> {
-        self.engine().counters.hits.add();
-        event::count_request("hit");
+    let Some(entry) = found else { return take_off(flights, source, loader, None, None) };
+    let engine = &flights.hook;
+    let hit = |value| {
+        engine.count_hit();
         Fetched { value, outcome: Outcome::Hit }
-    }
+    };
+    ControlFlow::Break(Ok(match engine.shelf.judge(&entry) {
+        Freshness::Fresh => hit(entry.value),
+        Freshness::RefreshEarly => {
+            let value = entry.value.clone();
+            renew(flights, source, loader, entry);
+            hit(value)
+        }
+        Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
+            engine.stale(entry, StaleReason::BackingOff)
+        }
+        Freshness::Stale { refresh: true } => {
+            let answer = engine.stale(entry.clone(), StaleReason::Revalidating);
+            renew(flights, source, loader, entry);
+            answer
+        }
+        Freshness::IfError { load: true } => {
+            let fallback = Fallback { entry: entry.clone(), soft_timeout: None };
+            return take_off(flights, source, loader, Some(entry), Some(fallback));
+        }
+        Freshness::Dead => return take_off(flights, source, loader, Some(entry), None),
+    }))
+}
 
-    /// The rarer findings; `None` if a load must be waited for. Apart, as [`fly`](Self::fly) is, so that a hit pays
-    /// for none of it.
-    #[inline(never)]
-    fn decide(&mut self, found: Option<Entry<V>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
-        let Some(entry) = found else { return self.take_off(None) };
-        match self.engine().shelf.judge(&entry) {
-            Freshness::Fresh => Some(Ok(self.hit(entry.value))),
-            Freshness::RefreshEarly => {
-                let value = entry.value.clone();
-                self.refresh(entry);
-                Some(Ok(self.hit(value)))
-            }
-            Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
-                Some(Ok(self.stale(entry, StaleReason::BackingOff)))
-            }
-            Freshness::Stale { refresh: true } => {
-                let answer = self.stale(entry.clone(), StaleReason::Revalidating);
-                self.refresh(entry);
-                Some(Ok(answer))
-            }
-            Freshness::IfError { load: true } => {
-                self.fallback = Some(Box::new(Fallback { entry: entry.clone(), soft_timeout: None }));
-                self.take_off(Some(Box::new(entry)))
-            }
-            Freshness::Dead => self.take_off(Some(Box::new(entry))),
-        }
+/// Has `stale` replaced in the background.
+fn renew<K, V, E, S, L>(flights: &Arc<CacheFlights<K, V, E>>, source: S, loader: L, stale: Entry<V>)
+where
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
+    S: KeySource<K>,
+    L: Loader<V, E>,
+{
+    if let Some((loader, stale)) = loader.put_off(stale) {
+        refresh(flights, source, loader, Some(stale), false);
     }
+}
 
-    fn refresh(&mut self, stale: Entry<V>) {
-        if let Some((source, miss)) = self.run.unused()
-            && let Some((loader, stale)) = miss.loader.put_off(stale)
-        {
-            refresh(self.run.flights(), source, loader, Some(stale), false);
-        }
+fn take_off<K, V, E, S, L>(
+    flights: &Arc<CacheFlights<K, V, E>>,
+    source: S,
+    loader: L,
+    stale: Option<Entry<V>>,
+    fallback: Option<Fallback<V>>,
+) -> Decided<'_, K, V, E, S, L>
+where
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
+    S: KeySource<K>,
+    L: Loader<V, E>,
+{
+    let engine = &flights.hook;
+    engine.counters.misses.fetch_add(1, Ordering::Relaxed);
+    let miss = Miss {
+        flights,
+        loader,
+        stale: stale.map(Box::new),
+        born: engine.shelf.generations.born(),
+        #[cfg(feature = "redis")]
+        errand: None,
+    };
+    let run = Run::new(flights, source, miss, FirstPoll::Inline);
+    let mut wait = Wait { run, fallback: fallback.map(Box::new) };
+    if engine.is_closed() {
+        return ControlFlow::Break(wait.failed(LoadError::Cancelled));
     }
+    ControlFlow::Continue(wait)
+}
 
-    fn take_off(&mut self, stale: Option<Box<Entry<V>>>) -> Option<Result<Fetched<V>, LoadError<E>>> {
-        let engine = self.engine();
-        engine.counters.misses.fetch_add(1, Ordering::Relaxed);
-        if engine.is_closed() {
-            return Some(self.failed(LoadError::Cancelled));
-        }
-        if let Some(miss) = self.run.plan_mut() {
-            miss.stale = stale;
-            miss.born = engine.shelf.generations.born();
-        }
-        None
+impl<K, V> Engine<K, V>
+where
+    K: Key,
+    V: Value,
+{
+    #[inline]
+    fn count_hit(&self) {
+        self.counters.hits.add();
+        event::count_request("hit");
     }
 
     fn stale(&self, entry: Entry<V>, reason: StaleReason) -> Fetched<V> {
@@ -150,12 +306,38 @@ where
     }
 
     fn stale_since(&self, stored: Option<Tick>, reason: StaleReason) -> Outcome {
-        let engine = self.engine();
-        engine.counters.stale.fetch_add(1, Ordering::Relaxed);
-        let age = stored.map_or(Duration::ZERO, |stored| engine.shelf.timeline.now().since(stored));
+        self.counters.stale.fetch_add(1, Ordering::Relaxed);
+        let age = stored.map_or(Duration::ZERO, |stored| self.shelf.timeline.now().since(stored));
         let outcome = Outcome::Stale { age, reason };
         event::count_outcome(outcome);
         outcome
+    }
+}
+
+impl<'a, K, V, E, S, L> Wait<'a, K, V, E, S, L>
+where
+    K: Key + Borrow<S::Query>,
+    V: Value,
+    E: Fault,
+    S: KeySource<K>,
+    L: Loader<V, E>,
+{
+    fn engine(&self) -> &'a Engine<K, V> {
+        &self.run.flights().hook
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer<V, E>> {
+        while let Poll::Ready(landed) = Pin::new(&mut self.run).poll(cx) {
+            if let Some(answer) = self.landed(landed) {
+                return Poll::Ready(answer);
+            }
+        }
+        if self.fallback.is_some()
+            && let Some(entry) = self.overdue(cx)
+        {
+            return Poll::Ready(Ok(Some(self.engine().stale(entry, StaleReason::LoadSlow))));
+        }
+        Poll::Pending
     }
 
     /// What may be served in place of a load's result, at this moment.
@@ -180,7 +362,7 @@ where
             event::count_shed(*cap);
         }
         if let Some(entry) = self.stand_in() {
-            return Ok(self.stale(entry, StaleReason::LoadFailed));
+            return Ok(self.engine().stale(entry, StaleReason::LoadFailed));
         }
         event::count_request("error");
         Err(error)
@@ -190,21 +372,6 @@ where
     fn is_void(&self, mine: Born, arrival: &Arrival<K, V>) -> bool {
         let Destination::Landed(load) = &arrival.bound_for else { return false };
         self.engine().shelf.generations.is_void_for(mine, load.born, load.tags.as_deref())
-    }
-
-    #[inline(never)]
-    fn fly(&mut self, cx: &mut Context<'_>) -> Poll<Answer<V, E>> {
-        while let Poll::Ready(landed) = Pin::new(&mut self.run).poll(cx) {
-            if let Some(answer) = self.landed(landed) {
-                return Poll::Ready(answer);
-            }
-        }
-        if self.fallback.is_some()
-            && let Some(entry) = self.overdue(cx)
-        {
-            return Poll::Ready(Ok(Some(self.stale(entry, StaleReason::LoadSlow))));
-        }
-        Poll::Pending
     }
 
     /// `None` if the call is in the air again: what landed is not for it.
@@ -227,7 +394,7 @@ where
         };
         let outcome = match (arrival.bound_for, landed.role) {
             (Destination::BackingOff { stored }, _) => {
-                self.stale_since(Some(stored), StaleReason::BackingOff)
+                self.engine().stale_since(Some(stored), StaleReason::BackingOff)
             }
             (bound_for, role) => {
                 let outcome = match (bound_for, role) {
@@ -246,32 +413,5 @@ where
             }
         };
         Some(Ok(Some(Fetched { value: arrival.value, outcome })))
-    }
-}
-
-impl<K, V, E, S, L> Future for Fetch<'_, K, V, E, S, L>
-where
-    K: Key + Borrow<S::Query>,
-    V: Value,
-    E: Fault,
-    S: KeySource<K>,
-    L: Loader<V, E>,
-{
-    type Output = Answer<V, E>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if !self.run.is_waiting() {
-            let source = self.run.source().expect("a future is not polled after it was ready");
-            match self.engine().shelf.look(source.query()) {
-                Ok(value) => return Poll::Ready(Ok(Some(self.hit(value)))),
-                Err(found) => {
-                    if let Some(answer) = self.decide(found) {
-                        return Poll::Ready(answer.map(Some));
-                    }
-                }
-            }
-        }
-        self.fly(cx)
     }
 }

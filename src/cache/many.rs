@@ -19,7 +19,7 @@ use tokio::task::unconstrained;
 
 use super::engine::{CacheFlights, Came, Loader, refresh};
 use super::entry::Entry;
-use super::fetch::{Answer, Fetch};
+use super::fetch::{Answer, Fetch, IfLoaded};
 use super::loaded::{LoadContext, Loaded};
 #[cfg(feature = "redis")]
 use super::shared::Gate;
@@ -389,7 +389,11 @@ where
         poll_fn(|cx| {
             batch.open();
             for key in keys.drain(..) {
-                let mut fetch = Fetch::new(flights, Owned(key.clone()), batch.member(key.clone()));
+                let mut fetch = Fetch::<_, _, _, _, _, IfLoaded>::new(
+                    flights,
+                    Owned(key.clone()),
+                    batch.member(key.clone()),
+                );
                 match Pin::new(&mut fetch).poll(cx) {
                     Poll::Ready(fetched) => answer(key, fetched),
                     Poll::Pending => waiting.push((key, fetch)),

@@ -107,7 +107,7 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.store.get(key).filter(|entry| entry.is_valid(&self.generations))
+        self.valid(self.store.get(key))
     }
 
     /// What [`find`](Self::find) finds, for a call that has looked already and most likely finds nothing again.
@@ -116,22 +116,31 @@ where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.store.get_again(key).filter(|entry| entry.is_valid(&self.generations))
+        self.valid(self.store.get_again(key))
     }
 
     /// The value under `key` if it is fresh and nothing is to be done about it, as nearly every lookup finds it; else
-    /// what [`find`](Self::find) finds.
+    /// what is there, of which [`valid`](Self::valid) knows more.
     #[inline]
-    pub(crate) fn look<Q>(&self, key: &Q) -> Result<V, Option<Entry<V>>>
+    pub(super) fn look<Q>(&self, key: &Q) -> Result<V, Option<Kept<V>>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
         match self.store.get(key) {
-            Some(entry) if !entry.is_valid(&self.generations) => Err(None),
-            Some(entry) if self.early.is_none() && entry.is_fresh(&self.timeline) => Ok(entry.value),
+            Some(kept) if self.early.is_none() && self.is_fresh(&kept) => kept.into_value().ok_or(None),
             found => Err(found),
         }
+    }
+
+    #[inline]
+    fn is_fresh(&self, kept: &Kept<V>) -> bool {
+        kept.entry().is_some_and(|entry| entry.is_valid(&self.generations) && entry.is_fresh(&self.timeline))
+    }
+
+    /// What a lookup found, unless it was invalidated.
+    pub(super) fn valid(&self, found: Option<Kept<V>>) -> Option<Entry<V>> {
+        found.and_then(Kept::into_entry).filter(|entry| entry.is_valid(&self.generations))
     }
 
     /// True if `entry`, found earlier, may stand in for a load that failed or is slow.
@@ -179,9 +188,7 @@ where
         Q: Hash + Eq + ?Sized,
     {
         match self.store.get(key) {
-            Some(entry) if entry.is_valid(&self.generations) && entry.is_fresh(&self.timeline) => {
-                Some(entry.value)
-            }
+            Some(kept) if self.is_fresh(&kept) => kept.into_value(),
             _ => None,
         }
     }

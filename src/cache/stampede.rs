@@ -12,13 +12,13 @@ use std::time::Duration;
 use super::builder::StampedeCacheBuilder;
 use super::engine::{CacheFlights, Detailed, Plain, refresh};
 use super::entry::Storing;
-use super::fetch::{Answer, Fetch, Fetched};
+use super::fetch::{Bare, Fetch, Fetched, WithOutcome};
 use super::generations::mark_of;
 use super::loaded::{LoadContext, Loaded};
 use super::many::fetch_many;
 use super::stats::CacheStats;
 use crate::error::LoadError;
-use crate::flight::{Borrowed, Finish, KeySource, Owned};
+use crate::flight::{Borrowed, KeySource, Owned};
 use crate::invalidation::{Invalidation, KeyRef};
 
 /// A cache whose misses share one load, whose expiries are spread, and which serves slightly stale values
@@ -115,7 +115,7 @@ where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
     {
-        Finish { run: Fetch::new(&self.flights, Owned(key), Plain(load)), finish: value }
+        Fetch::<_, _, _, _, _, Bare>::new(&self.flights, Owned(key), Plain(load))
     }
 
     /// [`get_or_load`](Self::get_or_load) with a borrowed key, which only a leader clones. A hit allocates
@@ -153,7 +153,7 @@ where
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
     {
-        Finish { run: Fetch::new(&self.flights, Borrowed(key), Plain(load)), finish: value }
+        Fetch::<_, _, _, _, _, Bare>::new(&self.flights, Borrowed(key), Plain(load))
     }
 
     /// [`get_or_load`](Self::get_or_load) with a loader that sees the stale value and says how long its own
@@ -202,7 +202,7 @@ where
         F: FnOnce(LoadContext<V>) -> Fut,
         Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
     {
-        Finish { run: Fetch::new(&self.flights, Owned(key), Detailed(load)), finish: fetched }
+        Fetch::<_, _, _, _, _, WithOutcome>::new(&self.flights, Owned(key), Detailed(load))
     }
 
     /// The values of many keys: cached, from loads that are under way, and the rest from one call of `load`.
@@ -464,13 +464,4 @@ where
             landing.await;
         }
     }
-}
-
-/// A loader of one key does not leave it out.
-fn fetched<V, E>(answer: Answer<V, E>) -> Result<Fetched<V>, LoadError<E>> {
-    answer?.ok_or(LoadError::Cancelled)
-}
-
-fn value<V, E>(answer: Answer<V, E>) -> Result<V, LoadError<E>> {
-    fetched(answer).map(|fetched| fetched.value)
 }

@@ -28,5 +28,5 @@ pub(crate) use self::{
     core::{FlightConfig, Flights, Settle},
     lineage::{Joint, Lead, current},
     plan::{Borrowed, BoxLoad, KeySource, Owned, Plan},
-    run::{Finish, FirstPoll, Landed, Run},
+    run::{FirstPoll, Landed, Run},
 };

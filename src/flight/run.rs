@@ -82,22 +82,6 @@ impl<'a, K, V, E, H: Settle<K, V, E>, S, P> Run<'a, K, V, E, H, S, P> {
         self.flights
     }
 
-    /// True from the first poll to the landing.
-    #[cfg(feature = "cache")]
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.seat.is_some()
-    }
-
-    #[cfg(feature = "cache")]
-    pub(crate) fn source(&self) -> Option<&S> {
-        self.brought.as_ref().map(|(source, _)| source)
-    }
-
-    #[cfg(feature = "cache")]
-    pub(crate) fn plan_mut(&mut self) -> Option<&mut P> {
-        self.brought.as_mut().map(|(_, plan)| plan)
-    }
-
     fn wait(&mut self, flight: Arc<Flight<K, V, E>>, slot: u32, role: Role) {
         (self.seat, self.slot, self.role) = (Some(flight), slot, role);
     }

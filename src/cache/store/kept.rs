@@ -28,10 +28,16 @@ impl<V> Kept<V> {
     }
 
     #[inline]
-    pub(super) fn into_entry(mut self) -> Option<Entry<V>> {
+    pub(in crate::cache) fn entry(&self) -> Option<&Entry<V>> {
+        self.entry.as_ref()
+    }
+
+    #[inline]
+    pub(in crate::cache) fn into_entry(mut self) -> Option<Entry<V>> {
         self.entry.take()
     }
 
+    #[inline]
     pub(in crate::cache) fn into_value(self) -> Option<V> {
         self.into_entry().map(|entry| entry.value)
     }

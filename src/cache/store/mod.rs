@@ -18,7 +18,6 @@ use self::moka::MokaStore;
 #[cfg(feature = "quick-cache")]
 use self::quick::QuickStore;
 use super::departures::Departures;
-use super::entry::Entry;
 use crate::deferred;
 use crate::flight::{Key, Value};
 
@@ -144,17 +143,17 @@ where
     }
 
     #[inline]
-    pub(super) fn get<Q>(&self, key: &Q) -> Option<Entry<V>>
+    pub(super) fn get<Q>(&self, key: &Q) -> Option<Kept<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        either!(self, store => store.get(key))?.into_entry()
+        either!(self, store => store.get(key))
     }
 
     /// The same for a call that has looked already: should the key still not be there, moka is not told that it was
     /// asked for twice. In `quick_cache` a lookup that finds nothing leaves no trace.
-    pub(super) fn get_again<Q>(&self, key: &Q) -> Option<Entry<V>>
+    pub(super) fn get_again<Q>(&self, key: &Q) -> Option<Kept<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
