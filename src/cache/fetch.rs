@@ -152,7 +152,7 @@ where
     fn miss(&mut self, found: Option<Kept<V>>, cx: &mut Context<'_>) -> Poll<A::Output> {
         let Stage::Brought { flights, source, loader } = mem::replace(&mut self.stage, Stage::Answered)
         else {
-            return Poll::Pending;
+            return self.wait(cx);
         };
         match decide(flights, source, loader, flights.hook.shelf.valid(found)) {
             ControlFlow::Break(answer) => Poll::Ready(A::answer(answer.map(Some))),
