@@ -34,7 +34,8 @@ pub struct Fetched<V> {
     pub outcome: Outcome,
 }
 
-type CacheRun<'a, K, V, E, S, L> = Run<'a, K, CacheLanding<K, V>, E, Engine<K, V>, S, Miss<'a, K, V, E, L>>;
+type CacheRun<'a, K, V, E, S, L> =
+    Run<&'a Arc<CacheFlights<K, V, E>>, K, CacheLanding<K, V>, E, Engine<K, V>, S, Miss<'a, K, V, E, L>>;
 
 type CacheLanded<'a, K, V, E, S, L> = Landed<CacheLanding<K, V>, E, S, Miss<'a, K, V, E, L>>;
 
@@ -112,13 +113,16 @@ pub(super) struct Fetch<'a, K: Key, V: Value, E: Fault, S, L, A> {
 
 enum Stage<'a, K: Key, V: Value, E: Fault, S, L> {
     /// Nobody has looked yet. A hit needs no more than this.
-    Brought {
-        flights: &'a Arc<CacheFlights<K, V, E>>,
-        source: S,
-        loader: L,
-    },
+    Brought(Brought<'a, K, V, E, S, L>),
     Missed(Wait<'a, K, V, E, S, L>),
     Answered,
+}
+
+/// What a call comes with.
+struct Brought<'a, K: Key, V: Value, E: Fault, S, L> {
+    flights: &'a Arc<CacheFlights<K, V, E>>,
+    source: S,
+    loader: L,
 }
 
 /// A call that waits for a load.
@@ -144,17 +148,17 @@ where
 {
     #[inline]
     pub(super) fn new(flights: &'a Arc<CacheFlights<K, V, E>>, source: S, loader: L) -> Self {
-        Self { stage: Stage::Brought { flights, source, loader }, form: PhantomData }
+        Self { stage: Stage::Brought(Brought { flights, source, loader }), form: PhantomData }
     }
 
     /// A first poll that is no plain hit. Apart, as [`wait`](Self::wait) is, so that a hit pays for none of it.
     #[inline(never)]
     fn miss(&mut self, found: Option<Kept<V>>, cx: &mut Context<'_>) -> Poll<A::Output> {
-        let Stage::Brought { flights, source, loader } = mem::replace(&mut self.stage, Stage::Answered)
-        else {
+        let Stage::Brought(brought) = mem::replace(&mut self.stage, Stage::Answered) else {
             return self.wait(cx);
         };
-        match decide(flights, source, loader, flights.hook.shelf.valid(found)) {
+        let found = brought.flights.hook.shelf.valid(found);
+        match brought.decide(found) {
             ControlFlow::Break(answer) => Poll::Ready(A::answer(answer.map(Some))),
             ControlFlow::Continue(wait) => {
                 self.stage = Stage::Missed(wait);
@@ -187,7 +191,7 @@ where
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Stage::Brought { flights, source, .. } = &self.stage else { return self.wait(cx) };
+        let Stage::Brought(Brought { flights, source, .. }) = &self.stage else { return self.wait(cx) };
         let engine = &flights.hook;
         match engine.shelf.look(source.query()) {
             Ok(value) => {
@@ -200,13 +204,7 @@ where
     }
 }
 
-/// The answer to a call that found `found`, or its wait for a load.
-fn decide<K, V, E, S, L>(
-    flights: &Arc<CacheFlights<K, V, E>>,
-    source: S,
-    loader: L,
-    found: Option<Entry<V>>,
-) -> Decided<'_, K, V, E, S, L>
+impl<'a, K, V, E, S, L> Brought<'a, K, V, E, S, L>
 where
     K: Key + Borrow<S::Query>,
     V: Value,
@@ -214,79 +212,63 @@ where
     S: KeySource<K>,
     L: Loader<V, E>,
 {
-    let Some(entry) = found else { return take_off(flights, source, loader, None, None) };
-    let engine = &flights.hook;
-    let hit = |value| {
-        engine.count_hit();
-        Fetched { value, outcome: Outcome::Hit }
-    };
-    ControlFlow::Break(Ok(match engine.shelf.judge(&entry) {
-        Freshness::Fresh => hit(entry.value),
-        Freshness::RefreshEarly => {
-            let value = entry.value.clone();
-            renew(flights, source, loader, entry);
-            hit(value)
-        }
-        Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
-            engine.stale(entry, StaleReason::BackingOff)
-        }
-        Freshness::Stale { refresh: true } => {
-            let answer = engine.stale(entry.clone(), StaleReason::Revalidating);
-            renew(flights, source, loader, entry);
-            answer
-        }
-        Freshness::IfError { load: true } => {
-            let fallback = Fallback { entry: entry.clone(), soft_timeout: None };
-            return take_off(flights, source, loader, Some(entry), Some(fallback));
-        }
-        Freshness::Dead => return take_off(flights, source, loader, Some(entry), None),
-    }))
-}
-
-/// Has `stale` replaced in the background.
-fn renew<K, V, E, S, L>(flights: &Arc<CacheFlights<K, V, E>>, source: S, loader: L, stale: Entry<V>)
-where
-    K: Key + Borrow<S::Query>,
-    V: Value,
-    E: Fault,
-    S: KeySource<K>,
-    L: Loader<V, E>,
-{
-    if let Some((loader, stale)) = loader.put_off(stale) {
-        refresh(flights, source, loader, Some(stale), false);
+    /// The answer to a call that found `found`, or its wait for a load.
+    fn decide(self, found: Option<Entry<V>>) -> Decided<'a, K, V, E, S, L> {
+        let Some(entry) = found else { return self.take_off(None, None) };
+        let engine = &self.flights.hook;
+        let hit = |value| {
+            engine.count_hit();
+            Fetched { value, outcome: Outcome::Hit }
+        };
+        ControlFlow::Break(Ok(match engine.shelf.judge(&entry) {
+            Freshness::Fresh => hit(entry.value),
+            Freshness::RefreshEarly => {
+                let value = entry.value.clone();
+                self.renew(entry);
+                hit(value)
+            }
+            Freshness::Stale { refresh: false } | Freshness::IfError { load: false } => {
+                engine.stale(entry, StaleReason::BackingOff)
+            }
+            Freshness::Stale { refresh: true } => {
+                let answer = engine.stale(entry.clone(), StaleReason::Revalidating);
+                self.renew(entry);
+                answer
+            }
+            Freshness::IfError { load: true } => {
+                let fallback = Fallback { entry: entry.clone(), soft_timeout: None };
+                return self.take_off(Some(entry), Some(fallback));
+            }
+            Freshness::Dead => return self.take_off(Some(entry), None),
+        }))
     }
-}
 
-fn take_off<K, V, E, S, L>(
-    flights: &Arc<CacheFlights<K, V, E>>,
-    source: S,
-    loader: L,
-    stale: Option<Entry<V>>,
-    fallback: Option<Fallback<V>>,
-) -> Decided<'_, K, V, E, S, L>
-where
-    K: Key + Borrow<S::Query>,
-    V: Value,
-    E: Fault,
-    S: KeySource<K>,
-    L: Loader<V, E>,
-{
-    let engine = &flights.hook;
-    engine.counters.misses.fetch_add(1, Ordering::Relaxed);
-    let miss = Miss {
-        flights,
-        loader,
-        stale: stale.map(Box::new),
-        born: engine.shelf.generations.born(),
-        #[cfg(feature = "redis")]
-        errand: None,
-    };
-    let run = Run::new(flights, source, miss, FirstPoll::Inline);
-    let mut wait = Wait { run, fallback: fallback.map(Box::new) };
-    if engine.is_closed() {
-        return ControlFlow::Break(wait.failed(LoadError::Cancelled));
+    /// Has `stale` replaced in the background.
+    fn renew(self, stale: Entry<V>) {
+        if let Some((loader, stale)) = self.loader.put_off(stale) {
+            refresh(self.flights, self.source, loader, Some(stale), false);
+        }
     }
-    ControlFlow::Continue(wait)
+
+    fn take_off(self, stale: Option<Entry<V>>, fallback: Option<Fallback<V>>) -> Decided<'a, K, V, E, S, L> {
+        let Self { flights, source, loader } = self;
+        let engine = &flights.hook;
+        engine.counters.misses.fetch_add(1, Ordering::Relaxed);
+        let miss = Miss {
+            flights,
+            loader,
+            stale: stale.map(Box::new),
+            born: engine.shelf.generations.born(),
+            #[cfg(feature = "redis")]
+            errand: None,
+        };
+        let run = Run::new(flights, source, miss, FirstPoll::Inline);
+        let mut wait = Wait { run, fallback: fallback.map(Box::new) };
+        if engine.is_closed() {
+            return ControlFlow::Break(wait.failed(LoadError::Cancelled));
+        }
+        ControlFlow::Continue(wait)
+    }
 }
 
 impl<K, V> Engine<K, V>
@@ -323,7 +305,8 @@ where
     L: Loader<V, E>,
 {
     fn engine(&self) -> &'a Engine<K, V> {
-        &self.run.flights().hook
+        let flights: &'a Arc<_> = self.run.flights();
+        &flights.hook
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer<V, E>> {

@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -88,6 +89,22 @@ async fn a_miss_loads_and_a_hit_does_not() {
     assert_eq!(cache.get_or_load(1, || async { Ok(10) }).await.unwrap(), 10);
     assert_eq!(cache.get_or_load(1, || async { Ok(11) }).await.unwrap(), 10);
     assert_eq!(cache.stats().flights.loads, 1);
+}
+
+#[tokio::test]
+async fn a_call_that_is_polled_after_its_answer_panics_and_the_cache_goes_on() {
+    let cache = builder().build().unwrap();
+    for loads in [true, false] {
+        let mut call = pin!(cache.get_or_load(1, || async { Ok(10) }));
+        assert_eq!(call.as_mut().await.unwrap(), 10, "loads: {loads}");
+        let again = poll_fn(|cx| {
+            let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx).is_pending()));
+            Poll::Ready(polled.is_err())
+        });
+        assert!(again.await, "loads: {loads}: it would wait for ever, or load again");
+    }
+    assert_eq!(cache.stats().flights.loads, 1);
+    assert_eq!(cache.get(&1), Some(10));
 }
 
 #[tokio::test]
