@@ -1,4 +1,4 @@
-//! What a hit costs in allocations.
+//! What a hit costs in allocations, and a wait in bytes.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll, Waker};
@@ -60,4 +60,28 @@ async fn a_hit_allocates_at_most_four_times() {
     let measured = allocation_counter::measure(|| requests.into_iter().for_each(&mut hit));
     println!("{} allocations in 100 hits, {} bytes", measured.count_total, measured.bytes_total);
     assert!(measured.count_total <= 400, "{} allocations in 100 hits", measured.count_total);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_takes_little() {
+    const WAITING: u64 = 100;
+    let handler = tower::service_fn(|_: Request<Empty<Bytes>>| {
+        std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
+    });
+    let mut service = StampedeGuard::new().layer(handler);
+    let mut wait = |request| {
+        let mut answer = Box::pin(service.call(request));
+        assert!(answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        answer
+    };
+    // The leader, and what this thread's buffers take once.
+    let warm: Vec<_> = (0..WAITING).map(|_| wait(request())).collect();
+    let requests: Vec<_> = (0..WAITING).map(|_| request()).collect();
+    let mut waiting = Vec::with_capacity(requests.len());
+    let measured =
+        allocation_counter::measure(|| requests.into_iter().for_each(|request| waiting.push(wait(request))));
+    let bytes = measured.bytes_current.unsigned_abs() / WAITING;
+    println!("{bytes} bytes a waiting request, in {} allocations for {WAITING}", measured.count_current);
+    assert!(bytes <= 1_280, "{bytes} bytes a waiting request, its key and its future among them");
+    drop((warm, waiting));
 }

@@ -135,6 +135,8 @@ where
     E: Fault,
     L: Loader<V, E>,
 {
+    type Kept = ();
+
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
         #[cfg(feature = "redis")]
         if self.flights.hook.shared().is_some() {
@@ -146,7 +148,7 @@ where
         shelf.spare_load(shelf.find_again(key)?, self.stale.as_deref()).map(Some)
     }
 
-    fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
+    fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
         let stale = self.stale.map(|stale| *stale);
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
@@ -176,6 +178,8 @@ where
     E: Fault,
     L: Loader<V, E>,
 {
+    type Kept = ();
+
     fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
         #[cfg(feature = "redis")]
         if self.flights.hook.shared().is_some() {
@@ -192,7 +196,7 @@ where
         shelf.spare_load(shelf.find_again(key)?, self.stale.as_ref()).map(Some)
     }
 
-    fn load(self) -> BoxLoad<CacheLanding<K, V>, E> {
+    fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
             let own = load(Arc::clone(&self.flights), self.loader, self.stale, self.permit);

@@ -123,7 +123,15 @@ where
 
     /// Makes the load and, if it is to, polls it once.
     #[inline]
-    fn load(&mut self, load: &mut Load<V, E>, plan: impl Plan<K, V, E>, context: Option<&mut Context<'_>>) {
+    fn load<P>(
+        &mut self,
+        load: &mut Load<V, E>,
+        plan: P,
+        kept: &mut P::Kept,
+        context: Option<&mut Context<'_>>,
+    ) where
+        P: Plan<K, V, E>,
+    {
         let Some(hold) = &self.hold else { return };
         let place = match hold {
             Hold::Entry(place) => *place,
@@ -141,7 +149,7 @@ where
         let id = self.flights.table.id(place);
         self.link = lineage::link_to_current(id);
         load.within(id, &mut self.link, &self.span, |load| {
-            load.pending = Some(plan.load());
+            load.pending = Some(plan.load(kept));
             if let Some(context) = context {
                 load.poll(context);
             }
@@ -240,6 +248,7 @@ pub(super) enum Departed<K, V, E, P> {
 pub(super) fn depart<K, V, E, H, P>(
     mut lead: Lead<'_, K, V, E, H>,
     mut plan: P,
+    kept: &mut P::Kept,
     first_poll: FirstPoll,
     cx: &mut Context<'_>,
 ) -> Departed<K, V, E, P>
@@ -256,7 +265,7 @@ where
         spared = Some(plan);
     } else {
         let inline = first_poll == FirstPoll::Inline;
-        lead.load(&mut load, plan, inline.then_some(&mut *cx));
+        lead.load(&mut load, plan, kept, inline.then_some(&mut *cx));
     }
     if load.result.is_some() {
         lead.land(&mut load.result);
@@ -290,7 +299,7 @@ where
         let mut load = Load { pending: None, result: lead.recheck(&mut plan).map(Ok) };
         let spared = load.result.is_some();
         if !spared {
-            lead.load(&mut load, plan, None);
+            lead.load(&mut load, plan, &mut P::Kept::default(), None);
         }
         if load.result.is_some() {
             lead.land(&mut load.result);

@@ -70,14 +70,17 @@ pub(crate) type BoxLoad<V, E> = Pin<Box<dyn Future<Output = Result<V, LoadError<
 
 /// How a caller would load, should it lead.
 pub(crate) trait Plan<K, V, E> {
+    /// What a leader keeps of it in its own hands.
+    type Kept: Default;
+
     /// Asked of a new leader before it loads: a flight that landed since the caller looked may have left the
     /// value behind.
     fn recheck(&mut self, _key: &K) -> Option<V> {
         None
     }
 
-    /// The load, which outlives its caller.
-    fn load(self) -> BoxLoad<V, E>;
+    /// The load, which outlives its caller; what that one keeps goes into `kept`.
+    fn load(self, kept: &mut Self::Kept) -> BoxLoad<V, E>;
 }
 
 impl<K, V, E, F, Fut> Plan<K, V, E> for F
@@ -85,7 +88,9 @@ where
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<V, E>> + Send + 'static,
 {
-    fn load(self) -> BoxLoad<V, E> {
+    type Kept = ();
+
+    fn load(self, (): &mut ()) -> BoxLoad<V, E> {
         Box::pin(Shared(self()))
     }
 }

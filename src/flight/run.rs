@@ -1,6 +1,7 @@
 //! One caller's way through a flight: lead or join, wait, land.
 
 use std::borrow::Borrow;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -50,8 +51,12 @@ pub(crate) struct Landed<V, E, S, P> {
 
 /// The future of one caller. Nothing happens before its first poll; dropped at any time, it leaves the flight
 /// to the others.
-pub(crate) struct Run<'a, K, V, E, H: Settle<K, V, E>, S, P> {
-    flights: &'a Arc<Flights<K, V, E, H>>,
+pub(crate) struct Run<F, K, V, E, H, S, P, T = ()>
+where
+    F: Borrow<Arc<Flights<K, V, E, H>>>,
+    H: Settle<K, V, E>,
+{
+    flights: F,
     /// The key and how to load it, until they are needed.
     brought: Option<(S, P)>,
     /// Where it waits. Slot and role belong to it; side by side they share the padding that a type of their own
@@ -60,17 +65,37 @@ pub(crate) struct Run<'a, K, V, E, H: Settle<K, V, E>, S, P> {
     slot: u32,
     role: Role,
     first_poll: FirstPoll,
+    /// What its plan leaves in its hands, should it lead.
+    kept: T,
+    hook: PhantomData<fn() -> H>,
 }
 
 // Nothing in it is pinned: the load lives in its own box.
-impl<K, V, E, H: Settle<K, V, E>, S, P> Unpin for Run<'_, K, V, E, H, S, P> {}
+impl<F, K, V, E, H, S, P, T> Unpin for Run<F, K, V, E, H, S, P, T>
+where
+    F: Borrow<Arc<Flights<K, V, E, H>>>,
+    H: Settle<K, V, E>,
+{
+}
 
-impl<'a, K, V, E, H: Settle<K, V, E>, S, P> Run<'a, K, V, E, H, S, P> {
-    pub(crate) fn new(flights: &'a Arc<Flights<K, V, E, H>>, source: S, plan: P, first: FirstPoll) -> Self {
+impl<F, K, V, E, H, S, P, T> Run<F, K, V, E, H, S, P, T>
+where
+    F: Borrow<Arc<Flights<K, V, E, H>>>,
+    H: Settle<K, V, E>,
+    T: Default,
+{
+    pub(crate) fn new(flights: F, source: S, plan: P, first_poll: FirstPoll) -> Self {
         let brought = Some((source, plan));
-        Self { flights, brought, seat: None, slot: 0, role: Role::Follower, first_poll: first }
+        let (slot, role) = (0, Role::Follower);
+        Self { flights, brought, seat: None, slot, role, first_poll, kept: T::default(), hook: PhantomData }
     }
+}
 
+impl<F, K, V, E, H, S, P, T> Run<F, K, V, E, H, S, P, T>
+where
+    F: Borrow<Arc<Flights<K, V, E, H>>>,
+    H: Settle<K, V, E>,
+{
     /// What the caller is, once it has been polled.
     #[cfg(feature = "layer")]
     pub(crate) fn role(&self) -> Option<Role> {
@@ -78,8 +103,13 @@ impl<'a, K, V, E, H: Settle<K, V, E>, S, P> Run<'a, K, V, E, H, S, P> {
     }
 
     #[cfg(feature = "cache")]
-    pub(crate) fn flights(&self) -> &'a Arc<Flights<K, V, E, H>> {
-        self.flights
+    pub(crate) fn flights(&self) -> &F {
+        &self.flights
+    }
+
+    #[cfg(feature = "layer")]
+    pub(crate) fn kept(&mut self) -> &mut T {
+        &mut self.kept
     }
 
     fn wait(&mut self, flight: Arc<Flight<K, V, E>>, slot: u32, role: Role) {
@@ -97,8 +127,9 @@ impl<'a, K, V, E, H: Settle<K, V, E>, S, P> Run<'a, K, V, E, H, S, P> {
     }
 }
 
-impl<K, V, E, H, S, P> Future for Run<'_, K, V, E, H, S, P>
+impl<F, K, V, E, H, S, P> Future for Run<F, K, V, E, H, S, P, P::Kept>
 where
+    F: Borrow<Arc<Flights<K, V, E, H>>>,
     K: Key + Borrow<S::Query>,
     V: Value,
     E: Fault,
@@ -110,6 +141,7 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        let flights: &Arc<Flights<K, V, E, H>> = this.flights.borrow();
         loop {
             if let Some(flight) = &this.seat {
                 let Some(landing) = flight.landing() else {
@@ -131,8 +163,7 @@ where
             #[cfg(feature = "layer")]
             if this.first_poll == FirstPoll::Never {
                 let existing = this.brought.as_ref();
-                let existing =
-                    existing.and_then(|(key, _)| this.flights.board_existing(key.query(), cx.waker()));
+                let existing = existing.and_then(|(key, _)| flights.board_existing(key.query(), cx.waker()));
                 return match existing {
                     Some(Boarding::Waits(flight, slot)) => {
                         this.wait(flight, slot, Role::Follower);
@@ -142,15 +173,15 @@ where
                     None => this.refused(LoadError::Cancelled),
                 };
             }
-            match this.flights.board(&mut this.brought, cx.waker()) {
+            match flights.board(&mut this.brought, cx.waker()) {
                 Boarding::Refused(error) => return this.refused(error),
                 Boarding::Waits(flight, slot) => {
                     this.wait(flight, slot, Role::Follower);
                     return Poll::Pending;
                 }
                 Boarding::Leads(hold, plan) => {
-                    let lead = Lead::new(this.flights, hold);
-                    return match depart(lead, plan, this.first_poll, cx) {
+                    let lead = Lead::new(flights, hold);
+                    return match depart(lead, plan, &mut this.kept, this.first_poll, cx) {
                         Departed::Landed(result, spared) => {
                             Poll::Ready(Landed { result, role: Role::Leader, unused: None, spared })
                         }
@@ -165,11 +196,15 @@ where
     }
 }
 
-impl<K, V, E, H: Settle<K, V, E>, S, P> Drop for Run<'_, K, V, E, H, S, P> {
+impl<F, K, V, E, H, S, P, T> Drop for Run<F, K, V, E, H, S, P, T>
+where
+    F: Borrow<Arc<Flights<K, V, E, H>>>,
+    H: Settle<K, V, E>,
+{
     #[inline]
     fn drop(&mut self) {
         if let Some(flight) = self.seat.take() {
-            self.flights.leave(&flight, self.slot);
+            self.flights.borrow().leave(&flight, self.slot);
         }
     }
 }

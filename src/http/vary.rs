@@ -18,9 +18,10 @@ pub(crate) enum Vary {
     Names(VarySpec),
 }
 
-/// Names of request headers: sorted, lower case, each once. Empty without an allocation.
+/// Names of request headers: sorted, lower case, each once. `None` without any: all threads would count the copies of one
+/// empty list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct VarySpec(Arc<[HeaderName]>);
+pub(crate) struct VarySpec(Option<Arc<[HeaderName]>>);
 
 impl VarySpec {
     /// Reads all `Vary` lines of a response.
@@ -39,22 +40,22 @@ impl VarySpec {
     pub(crate) fn new(mut names: Vec<HeaderName>) -> Self {
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
-        if names.is_empty() { Self::default() } else { Self(names.into()) }
+        Self((!names.is_empty()).then(|| names.into()))
     }
 
     /// The names, sorted.
     pub(crate) fn names(&self) -> &[HeaderName] {
-        &self.0
+        self.0.as_deref().unwrap_or_default()
     }
 
     /// Whether the key alone tells everything.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     /// Whether the names of `other` are all among these.
     pub(crate) fn contains(&self, other: &Self) -> bool {
-        other.0.iter().all(|name| self.0.contains(name))
+        other.names().iter().all(|name| self.names().contains(name))
     }
 
     /// These names and those of `other`.
@@ -62,22 +63,22 @@ impl VarySpec {
         if self.contains(other) {
             return self.clone();
         }
-        Self::new(self.0.iter().chain(&*other.0).cloned().collect())
+        Self::new(self.names().iter().chain(other.names()).cloned().collect())
     }
 
     /// Without the names that `rule` keys anyway.
     pub(crate) fn without_keyed(&self, rule: &KeyRule) -> Self {
-        if !self.0.iter().any(|name| rule.settles(name)) {
+        if !self.names().iter().any(|name| rule.settles(name)) {
             return self.clone();
         }
-        Self::new(self.0.iter().filter(|name| !rule.settles(name)).cloned().collect())
+        Self::new(self.names().iter().filter(|name| !rule.settles(name)).cloned().collect())
     }
 
     /// Writes the names and the values that the request has for them, normalised as RFC 9111 section 4.1 allows: the
     /// lines of one field joined, white space around commas left out, languages without case.
     pub(crate) fn write(&self, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
-        key.count(self.0.len())?;
-        for name in &*self.0 {
+        key.count(self.names().len())?;
+        for name in self.names() {
             key.field(name.as_str().as_bytes())?;
             // No line and an empty line differ.
             let mut lines = headers.get_all(name).iter();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use super::guard::Guarded;
+use super::look::with_scratch;
 use super::page::PageKey;
 use crate::http::key::{KeyInput, MethodClass};
 use crate::http::rule::KeyRule;
@@ -61,9 +62,8 @@ impl Asked<'_> {
     fn key(&self, rule: &KeyRule, vary: &VarySpec) -> Option<PageKey> {
         let Self { parts, class, generation, extra } = *self;
         let original = original_uri(parts);
-        let mut out = Vec::new();
         let input = KeyInput { class, parts, original, generation, vary, extra };
-        input.write(rule, &mut out).ok().map(|()| out.into())
+        with_scratch(|scratch| input.write(rule, scratch).ok().map(|()| scratch.as_slice().into()))
     }
 }
 

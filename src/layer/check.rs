@@ -9,16 +9,33 @@ use std::task::Poll;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::load::{Landing, Own, PageLoad};
 use super::refusal::Refusal;
 use crate::error::LoadError;
+use crate::http::conditional::Conditionals;
 use crate::http::key::MethodClass;
 
-/// Runs a load outside all flights. What it brings goes where a flight would put it; nobody waits for it.
+/// The answer to a client of these conditions, from a load outside all flights. What it brings goes where a flight would
+/// put it; nobody waits for it.
 ///
 /// Its body, and what the store wants of it, outlive the caller; the run up to the head does not.
-pub(super) async fn check<S, B, R>(mut load: PageLoad<S, B, R, S::Error>) -> Own<R, S::Error>
+pub(super) async fn check<S, B, R>(
+    load: PageLoad<S, B, R, S::Error>,
+    conditionals: Conditionals,
+) -> Own<R, S::Error>
+where
+    S: Inner<B, R>,
+    B: Send + 'static,
+    R: ResponseBody,
+{
+    let mut response = run(load).await?;
+    conditionals.apply(&mut response, GuardBody::left_out);
+    Ok(response)
+}
+
+async fn run<S, B, R>(mut load: PageLoad<S, B, R, S::Error>) -> Own<R, S::Error>
 where
     S: Inner<B, R>,
     B: Send + 'static,

@@ -47,7 +47,9 @@ pub(super) struct PageLoad<S, B, R, X> {
     pub(super) address: Address,
     /// What the shelf had.
     pub(super) stale: Option<Entry<Reply>>,
-    /// Where the leader waits; a background refresh has nobody.
+    /// Whether its leader, if it comes to lead, waits for a response of its own; of a background refresh nobody does.
+    pub(super) attended: bool,
+    /// Where the leader waits.
     pub(super) leader: Option<oneshot::Sender<Own<R, X>>>,
 }
 
@@ -57,6 +59,9 @@ where
     B: Send + 'static,
     R: ResponseBody,
 {
+    /// Where the leader's own response arrives.
+    type Kept = Option<oneshot::Receiver<Own<R, S::Error>>>;
+
     fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
         let found = self.guard.shelf().find_again(key)?;
         let is_closed =
@@ -73,7 +78,11 @@ where
         self.guard.shelf().spare_load(found, self.stale.as_ref())
     }
 
-    fn load(self) -> BoxLoad<PageArrival, Failure> {
+    fn load(mut self, own: &mut Self::Kept) -> BoxLoad<PageArrival, Failure> {
+        if self.attended {
+            let (leader, waits) = oneshot::channel();
+            (self.leader, *own) = (Some(leader), Some(waits));
+        }
         #[cfg(feature = "redis")]
         if let Some(tier) = shared::tier_of(&self) {
             return Box::pin(shared::load(tier, self));
@@ -96,7 +105,7 @@ where
 
     /// The handler's call, and who makes a landing of what it brings.
     pub(super) fn depart(self) -> (Lander<R, S::Error>, Oneshot<S, Request<B>>) {
-        let Self { guard, inner, mut request, facts, address, stale, leader } = self;
+        let Self { guard, inner, mut request, facts, address, stale, leader, attended: _ } = self;
         let asked = asked(&request);
         #[cfg(feature = "grpc")]
         if address.class == MethodClass::Unary {
@@ -178,6 +187,7 @@ mod tests {
             facts: RequestFacts::default(),
             address,
             stale: None,
+            attended: false,
             leader: None,
         };
         load.recheck(&key).is_some()

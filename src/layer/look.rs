@@ -19,8 +19,12 @@ pub(super) struct Found {
 }
 
 thread_local! {
-    /// Where keys are written before they are looked up: a hit needs no key of its own.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a place to write keys to: a hit needs no key of its own, and others one allocation.
+pub(super) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    SCRATCH.with_borrow_mut(write)
 }
 
 /// Looks under the key without the headers that only `Vary` names, and from there where a signpost points.
@@ -32,7 +36,7 @@ pub(super) fn look(
     generation: u64,
     extra: &[u8],
 ) -> Option<Found> {
-    SCRATCH.with_borrow_mut(|scratch| {
+    with_scratch(|scratch| {
         let original = original_uri(parts);
         let mut spec = VarySpec::default();
         loop {

@@ -262,8 +262,7 @@ impl<S> GuardService<S> {
                 }
                 Reply::Checked(_) => fallback = Some(entry),
                 Reply::Page(page, _) if page.recording.is_sound() => {
-                    let page = Arc::clone(page);
-                    match self.serve(class, &page, entry, &asking) {
+                    match self.serve(class, entry, &asking) {
                         Served::Answer(response, due) => {
                             if let Some(stale) = due {
                                 self.refresh(class, asking, stale);
@@ -328,13 +327,10 @@ impl<S> GuardService<S> {
                     facts,
                     address,
                     stale: Some(entry),
+                    attended: true,
                     leader: None,
                 };
-                ResponseFuture::fly(async move {
-                    let mut response = check(load).await?;
-                    conditionals.apply(&mut response, GuardBody::left_out);
-                    Ok(response)
-                })
+                ResponseFuture::fly(check(load, conditionals))
             }
             (Some(Address { key, .. }), _) => {
                 self.pass_alone(parts, body, conditionals, Changes::Lifts(Lifts { key, facts }))
@@ -344,19 +340,14 @@ impl<S> GuardService<S> {
     }
 
     /// Serves what the store has, if it is good enough.
-    fn serve<B, R>(
-        &self,
-        class: MethodClass,
-        page: &Page,
-        entry: Entry<Reply>,
-        asking: &Asking<B>,
-    ) -> Served<R>
+    fn serve<B, R>(&self, class: MethodClass, entry: Entry<Reply>, asking: &Asking<B>) -> Served<R>
     where
         S: Inner<B, R>,
         B: Body + Send + 'static,
         R: ResponseBody,
     {
         let guard = &self.guard;
+        let Some(page) = entry.value.page() else { return Served::Asks(None) };
         // Read once for all: what is judged fresh is no older than it says.
         let now = guard.shelf().timeline.now();
         let freshness = guard.shelf().judge_at(&entry, || now);
@@ -411,6 +402,7 @@ impl<S> GuardService<S> {
             facts: RequestFacts { no_store: false, ..asking.facts },
             address,
             stale: Some(stale),
+            attended: false,
             leader: None,
         };
         if guard.flights().launch(Owned(key), load) {

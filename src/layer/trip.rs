@@ -1,14 +1,15 @@
 //! The way of a request that has to wait: for its own handler run, or for another's.
 
-use std::future::poll_fn;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::Body;
 use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep};
 use tower::Service;
 use tower::util::Oneshot;
 
@@ -16,7 +17,7 @@ use super::address::Address;
 use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::check::check;
-use super::guard::{Guarded, OnWaitTimeout};
+use super::guard::{Guarded, OnWaitTimeout, PageFlights};
 use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply};
 use super::refusal::Refusal;
@@ -58,9 +59,26 @@ struct Waiting {
     fallback: Option<Entry<Reply>>,
 }
 
-type PageRun<'a, S, B, R, X> =
-    Run<'a, PageKey, PageArrival, Failure, Shelf<PageKey, Reply>, Owned<PageKey>, PageLoad<S, B, R, X>>;
+type PageRun<S, B, R, X> = Run<
+    Arc<PageFlights>,
+    PageKey,
+    PageArrival,
+    Failure,
+    Shelf<PageKey, Reply>,
+    Owned<PageKey>,
+    PageLoad<S, B, R, X>,
+    Option<oneshot::Receiver<Own<R, X>>>,
+>;
 type PageLanded<S, B, R, X> = Landed<PageArrival, Failure, Owned<PageKey>, PageLoad<S, B, R, X>>;
+
+/// A request that leads or follows a flight.
+struct Wait<S, B, R, X> {
+    waiting: Waiting,
+    run: PageRun<S, B, R, X>,
+    /// Of a follower.
+    limit: Option<Pin<Box<Sleep>>>,
+    joins_only: bool,
+}
 
 // One at a time, and not for long.
 #[allow(clippy::large_enum_variant)]
@@ -71,6 +89,23 @@ enum Waited<S, B, R, X> {
     /// `wait_timeout`, with what it would have run.
     TooLong(Option<PageLoad<S, B, R, X>>),
 }
+
+/// The future of a trip. Many wait at a time, each for long, so it holds everything once, as an `async` block would not,
+/// and what only few come to is behind a pointer.
+pub(super) struct Flying<S, B, R, X> {
+    stage: Stage<S, B, R, X>,
+    turns: usize,
+}
+
+#[allow(clippy::large_enum_variant)]
+enum Stage<S, B, R, X> {
+    Waits(Wait<S, B, R, X>),
+    /// It runs for itself.
+    Apart(Apart<R, X>),
+    Answered,
+}
+
+type Apart<R, X> = Pin<Box<dyn Future<Output = Own<R, X>> + Send>>;
 
 /// A request that runs for itself, as it came.
 struct Alone<S, B> {
@@ -103,55 +138,25 @@ impl<S, B> Trip<S, B> {
     }
 }
 
-/// What a landing means for one request.
+/// What the end of a wait means for its request.
 #[allow(clippy::large_enum_variant)]
 enum Turn<S, B, R, X> {
-    Answer(Response<GuardBody<R>>),
+    Answer(Own<R, X>),
     /// Asks for itself whether what is stored still holds.
-    Check(Box<PageLoad<S, B, R, X>>, Conditionals),
+    Check(PageLoad<S, B, R, X>, Conditionals),
     /// Runs for itself.
     Alone(Alone<S, B>),
     /// Boards again, under another key.
     Again(Trip<S, B>),
 }
 
-impl<S, B, R> Trip<S, B>
-where
-    S: Inner<B, R> + Service<Request<B>, Response = Response<R>>,
-    B: Body + Send + 'static,
-    R: ResponseBody,
-{
-    pub(super) async fn fly(self) -> Result<Response<GuardBody<R>>, S::Error> {
-        let mut trip = self;
-        for _ in 0..TURNS {
-            let joined = trip.joins.take();
-            let joins_only = joined.is_some();
-            let first_poll = if joins_only { FirstPoll::Never } else { FirstPoll::Spawned };
-            let key = joined.unwrap_or_else(|| Arc::clone(&trip.address.key));
-            let (waiting, waited) = trip.board(key, first_poll).await;
-            let landed = match waited {
-                Waited::Own(own) => return waiting.own(own),
-                Waited::TooLong(load) => return waiting.too_long(load).await,
-                Waited::Landed(landed) => landed,
-            };
-            match waiting.turn(landed, joins_only) {
-                Turn::Answer(response) => return Ok(response),
-                Turn::Alone(alone) => return alone.run().await,
-                Turn::Check(load, conditionals) => {
-                    let mut response = check(*load).await?;
-                    conditionals.apply(&mut response, GuardBody::left_out);
-                    return Ok(response);
-                }
-                Turn::Again(again) => trip = again,
-            }
-        }
-        trip.alone().run().await
-    }
-
-    /// Leads or joins the flight under `key`, and waits.
-    async fn board(self, key: PageKey, first_poll: FirstPoll) -> (Waiting, Waited<S, B, R, S::Error>) {
-        let Self { guard, inner, request, conditionals, facts, address, fallback, .. } = self;
-        let (leader, own) = oneshot::channel();
+impl<S, B> Trip<S, B> {
+    /// Leads or joins the flight under its key once it is polled.
+    fn board<R, X>(self) -> Wait<S, B, R, X> {
+        let Self { guard, inner, request, conditionals, facts, address, joins, fallback } = self;
+        let joins_only = joins.is_some();
+        let first_poll = if joins_only { FirstPoll::Never } else { FirstPoll::Spawned };
+        let key = joins.unwrap_or_else(|| Arc::clone(&address.key));
         let load = PageLoad {
             guard: Arc::clone(&guard),
             inner,
@@ -159,56 +164,95 @@ where
             facts,
             address: address.clone(),
             stale: fallback.clone(),
-            leader: Some(leader),
+            attended: true,
+            leader: None,
         };
+        let run = Run::new(Arc::clone(guard.flights()), Owned(key), load, first_poll);
         let waiting = Waiting { guard, conditionals, facts, address, fallback };
-        let run = Run::new(waiting.guard.flights(), Owned(key), load, first_poll);
-        let waited = wait(run, own, waiting.guard.settings.wait_timeout).await;
-        (waiting, waited)
+        Wait { waiting, run, limit: None, joins_only }
+    }
+
+    pub(super) fn fly<R, X>(self) -> Flying<S, B, R, X> {
+        Flying { stage: Stage::Waits(self.board()), turns: 1 }
     }
 }
 
-/// Waits for the first of: the leader's own response, the landing, a follower's `wait_timeout`.
-async fn wait<S, B, R>(
-    mut run: PageRun<'_, S, B, R, S::Error>,
-    own: oneshot::Receiver<Own<R, S::Error>>,
-    wait_timeout: Option<std::time::Duration>,
-) -> Waited<S, B, R, S::Error>
+impl<S, B, R> Future for Flying<S, B, R, S::Error>
+where
+    S: Inner<B, R> + Service<Request<B>, Response = Response<R>>,
+    B: Body + Send + 'static,
+    R: ResponseBody,
+{
+    type Output = Own<R, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            let waited = match &mut this.stage {
+                Stage::Waits(wait) => ready!(wait.poll(cx)),
+                Stage::Apart(apart) => return apart.as_mut().poll(cx),
+                Stage::Answered => panic!("a future is not polled after it was ready"),
+            };
+            let Stage::Waits(wait) = mem::replace(&mut this.stage, Stage::Answered) else { continue };
+            this.stage = match wait.turn(waited) {
+                Turn::Answer(answer) => return Poll::Ready(answer),
+                Turn::Check(load, conditionals) => Stage::Apart(Box::pin(check(load, conditionals))),
+                Turn::Alone(alone) => Stage::Apart(Box::pin(alone.run())),
+                Turn::Again(trip) if this.turns < TURNS => {
+                    this.turns += 1;
+                    Stage::Waits(trip.board())
+                }
+                Turn::Again(trip) => Stage::Apart(Box::pin(trip.alone().run())),
+            }
+        }
+    }
+}
+
+impl<S, B, R> Wait<S, B, R, S::Error>
 where
     S: Inner<B, R>,
     B: Send + 'static,
     R: ResponseBody,
 {
-    let mut own = Some(own);
-    let mut limit = wait_timeout.map(|limit| Box::pin(tokio::time::sleep(limit)));
-    let waited = poll_fn(|cx| {
-        let landed = Pin::new(&mut run).poll(cx);
+    /// Ready at the first of: the leader's own response, the landing, a follower's `wait_timeout`.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Waited<S, B, R, S::Error>> {
+        let landed = Pin::new(&mut self.run).poll(cx);
+        let own = self.run.kept();
         // The leader's own response is sent before its flight lands.
-        if let Some(receiver) = &mut own
+        if let Some(receiver) = own
             && let Poll::Ready(sent) = Pin::new(receiver).poll(cx)
         {
-            own = None;
+            *own = None;
             if let Ok(response) = sent {
-                return Poll::Ready(Some(Waited::Own(response)));
+                return Poll::Ready(Waited::Own(response));
             }
         }
         if let Poll::Ready(landed) = landed {
             // A task that has used up its budget has not been given what is there.
-            return match own.as_mut().and_then(|own| own.try_recv().ok()) {
-                Some(response) => Poll::Ready(Some(Waited::Own(response))),
-                None => Poll::Ready(Some(Waited::Landed(landed))),
-            };
+            let sent = own.as_mut().and_then(|own| own.try_recv().ok());
+            return Poll::Ready(sent.map_or(Waited::Landed(landed), Waited::Own));
         }
-        if let Some(limit) = &mut limit
-            && run.role() == Some(Role::Follower)
-            && limit.as_mut().poll(cx).is_ready()
+        if self.run.role() == Some(Role::Follower)
+            && let Some(limit) = self.waiting.guard.settings.wait_timeout
         {
-            return Poll::Ready(None);
+            let timer = self.limit.get_or_insert_with(|| Box::pin(sleep(limit)));
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Waited::TooLong(self.run.unused().map(|(_, load)| load)));
+            }
         }
         Poll::Pending
-    })
-    .await;
-    waited.unwrap_or_else(|| Waited::TooLong(run.unused().map(|(_, load)| load)))
+    }
+}
+
+impl<S, B, R, X> Wait<S, B, R, X> {
+    fn turn(self, waited: Waited<S, B, R, X>) -> Turn<S, B, R, X> {
+        let Self { waiting, joins_only, .. } = self;
+        match waited {
+            Waited::Own(own) => Turn::Answer(waiting.own(own)),
+            Waited::Landed(landed) => waiting.turn(landed, joins_only),
+            Waited::TooLong(load) => waiting.too_long(load),
+        }
+    }
 }
 
 /// How a page came from the tier that instances share, if it did.
@@ -236,18 +280,12 @@ impl Waiting {
     }
 
     /// After `wait_timeout`.
-    async fn too_long<S, B, R>(
-        self,
-        load: Option<PageLoad<S, B, R, S::Error>>,
-    ) -> Result<Response<GuardBody<R>>, S::Error>
-    where
-        S: Service<Request<B>, Response = Response<R>>,
-    {
+    fn too_long<S, B, R, X>(self, load: Option<PageLoad<S, B, R, X>>) -> Turn<S, B, R, X> {
         let passes = self.guard.settings.on_wait_timeout == OnWaitTimeout::PassThrough;
         match (self.stale(), load) {
-            (Some(response), _) => Ok(response),
-            (None, Some(load)) if passes => self.back(load).alone().run().await,
-            (None, _) => Ok(self.refused(Refusal::TooSlow)),
+            (Some(response), _) => Turn::Answer(Ok(response)),
+            (None, Some(load)) if passes => Turn::Alone(self.back(load).alone()),
+            (None, _) => Turn::Answer(Ok(self.refused(Refusal::TooSlow))),
         }
     }
 
@@ -289,9 +327,9 @@ impl Waiting {
             // A leader whose own run another instance's spared, or whose own response was lost on the way: its page
             // serves.
             (Ok(PageArrival { value: Reply::Page(page, _reader), bound_for }), None) => {
-                Turn::Answer(self.answer(&page, from_tier(&bound_for)))
+                Turn::Answer(Ok(self.answer(&page, from_tier(&bound_for))))
             }
-            (Ok(_), None) => Turn::Answer(self.stale_or(Refusal::Failed)),
+            (Ok(_), None) => Turn::Answer(Ok(self.stale_or(Refusal::Failed))),
             (Err(error), load) => self.failed(error, landed.role, load, joined_only),
         }
     }
@@ -326,7 +364,7 @@ impl Waiting {
             (LoadError::Overloaded(_), _) => Refusal::Busy,
             _ => Refusal::Gone,
         };
-        Turn::Answer(self.stale_or(why))
+        Turn::Answer(Ok(self.stale_or(why)))
     }
 
     /// The answer with what another request's run brought, in this instance or, if `from` tells how, in another.
@@ -360,7 +398,7 @@ impl Waiting {
         joined_only: bool,
     ) -> Turn<S, B, R, X> {
         if page.spec == self.address.spec {
-            return Turn::Answer(self.answer(page, None));
+            return Turn::Answer(Ok(self.answer(page, None)));
         }
         let (parts, body) = load.request.into_parts();
         let class = if joined_only { MethodClass::Get } else { self.address.class };
@@ -368,7 +406,7 @@ impl Waiting {
         let key = asked.under(&self.guard.settings.rule, &parts, &page.spec);
         let load = PageLoad { request: Request::from_parts(parts, body), ..load };
         if key.as_ref() == Some(&page.key) {
-            return Turn::Answer(self.answer(page, None));
+            return Turn::Answer(Ok(self.answer(page, None)));
         }
         self.again(load, &page.spec)
     }
@@ -378,7 +416,7 @@ impl Waiting {
         self.guard.counters().unshared.add();
         count_request("unshared");
         let stale = self.guard.shelf().find(&page.key);
-        Turn::Check(Box::new(PageLoad { stale, ..load }), self.conditionals)
+        Turn::Check(PageLoad { stale, ..load }, self.conditionals)
     }
 
     /// Another turn, under the key with the headers of `spec` in it.

@@ -154,11 +154,13 @@ fn a_leader_that_panics_before_its_load_leaves_the_key_free() {
     }
     struct Panics;
     impl Plan<u64, u64, Infallible> for Panics {
+        type Kept = ();
+
         fn recheck(&mut self, _: &u64) -> Option<u64> {
             panic!("in the user's code")
         }
 
-        fn load(self) -> BoxLoad<u64, Infallible> {
+        fn load(self, (): &mut ()) -> BoxLoad<u64, Infallible> {
             unreachable!("it does not come to that")
         }
     }
