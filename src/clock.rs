@@ -76,7 +76,11 @@ impl Timeline {
     }
 
     pub(crate) fn now(&self) -> Tick {
-        Tick(nanos(self.instant().saturating_duration_since(self.start)))
+        self.tick(self.instant())
+    }
+
+    pub(crate) fn tick(&self, instant: Instant) -> Tick {
+        Tick(nanos(instant.saturating_duration_since(self.start)))
     }
 
     /// The present, for comparing alone: a tick costs some forty instructions more.

@@ -150,8 +150,8 @@ impl<V> Entry<V> {
     }
 
     #[inline]
-    pub(super) fn is_fresh(&self, timeline: &Timeline) -> bool {
-        self.fresh_until.is_none_or(|end| timeline.instant() < end)
+    pub(super) fn is_fresh_at(&self, now: impl FnOnce() -> Instant) -> bool {
+        self.fresh_until.is_none_or(|end| now() < end)
     }
 
     #[inline]

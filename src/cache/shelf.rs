@@ -6,12 +6,15 @@ use std::hash::Hash;
 use std::sync::Arc;
 #[cfg(feature = "redis")]
 use std::time::Duration;
+use std::time::Instant;
 
 use super::departures::{Departures, EvictionListener};
 use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::Generations;
 use super::store::{AnyStore, Kept, StoreKind, Weigher};
-use crate::clock::{Tick, Timeline};
+#[cfg(feature = "redis")]
+use crate::clock::Tick;
+use crate::clock::Timeline;
 use crate::deferred;
 use crate::error::LoadError;
 use crate::flight::{Fault, Key, Settle, Value};
@@ -140,7 +143,9 @@ where
     #[expect(clippy::inline_always, reason = "as `look`, whose condition it is")]
     #[inline(always)]
     fn is_fresh(&self, kept: &Kept<V>) -> bool {
-        kept.entry().is_some_and(|entry| entry.is_valid(&self.generations) && entry.is_fresh(&self.timeline))
+        kept.entry().is_some_and(|entry| {
+            entry.is_valid(&self.generations) && entry.is_fresh_at(|| self.timeline.instant())
+        })
     }
 
     /// What a lookup found, unless it was invalidated.
@@ -156,14 +161,14 @@ where
 
     /// What `entry` is good for now.
     pub(crate) fn judge(&self, entry: &Entry<V>) -> Freshness {
-        self.judge_at(entry, || self.timeline.now())
+        self.judge_at(entry, self.timeline.instant())
     }
 
     /// What `entry` is good for at `now`, for callers who need the present more than once: reading it is dear.
-    pub(crate) fn judge_at(&self, entry: &Entry<V>, now: impl FnOnce() -> Tick) -> Freshness {
+    pub(crate) fn judge_at(&self, entry: &Entry<V>, now: Instant) -> Freshness {
         match entry.times() {
-            Some(times) => times.judge(now(), self.early, || self.random.unit()),
-            None if entry.is_fresh(&self.timeline) => Freshness::Fresh,
+            Some(times) => times.judge(self.timeline.tick(now), self.early, || self.random.unit()),
+            None if entry.is_fresh_at(|| now) => Freshness::Fresh,
             None => Freshness::Dead,
         }
     }

@@ -3,7 +3,8 @@
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use crate::http::key::MethodClass;
+use crate::http::headers::{self, Role};
+use crate::http::key::{Lines, MethodClass};
 use crate::http::rule::KeyRule;
 use crate::http::syntax;
 
@@ -55,38 +56,62 @@ pub(crate) fn is_safe(method: &Method) -> bool {
 }
 
 /// Whether the request takes part under `rule`, and for one that is not passed for its method, what else its head has.
-/// `body_is_empty` is what the body itself says.
-pub(crate) fn classify(parts: &Parts, body_is_empty: bool, rule: &KeyRule) -> (Eligibility, Present) {
+/// `body_is_empty` is what the body itself says. The lines that its key holds, if it takes part, go to `lines`: conditions
+/// are not among them, since they are evaluated on the result.
+pub(crate) fn classify<'a>(
+    parts: &'a Parts,
+    body_is_empty: bool,
+    rule: &KeyRule,
+    lines: &mut Lines<'a>,
+) -> (Eligibility, Present) {
     let mut present = Present::default();
     let class = match parts.method {
         Method::GET => MethodClass::Get,
         Method::HEAD => MethodClass::Head,
         _ => return (Eligibility::Pass(PassReason::Method), present),
     };
-    let framing = (!body_is_empty).then_some(PassReason::Body);
-    match reasons(&parts.headers, rule, &mut present).chain(framing).min() {
-        Some(reason) => (Eligibility::Pass(reason), present),
-        None => (Eligibility::Take(class), present),
+    let mut against = (!body_is_empty).then_some(PassReason::Body);
+    for (name, value) in &parts.headers {
+        let role = headers::role(name);
+        let speaks = matches!(role, Role::Ignored | Role::Forbidding | Role::Credentials | Role::Cookie);
+        match if speaks { say(name, value, &parts.headers, rule) } else { Say::Nothing } {
+            Say::Against(reason) => against = Some(against.map_or(reason, |other| other.min(reason))),
+            Say::Condition => {
+                present.conditions = true;
+                continue;
+            }
+            Say::Directive => present.directives = true,
+            Say::Nothing => {}
+        }
+        if rule.keys_as(role, name) {
+            lines.push(name, value);
+        }
     }
+    (against.map_or(Eligibility::Take(class), Eligibility::Pass), present)
 }
 
-/// What the lines of a head say against taking part. Those of `present` are noted as they come by.
-pub(crate) fn reasons(
-    headers: &HeaderMap,
-    rule: &KeyRule,
-    present: &mut Present,
-) -> impl Iterator<Item = PassReason> {
-    headers.iter().filter_map(|(name, value)| reason_of(name, value, headers, rule, present))
+/// What the lines of a head say against taking part.
+#[cfg(feature = "grpc")]
+pub(crate) fn reasons(headers: &HeaderMap, rule: &KeyRule) -> impl Iterator<Item = PassReason> {
+    headers.iter().filter_map(|(name, value)| match say(name, value, headers, rule) {
+        Say::Against(reason) => Some(reason),
+        Say::Condition | Say::Directive | Say::Nothing => None,
+    })
 }
 
-/// What one line says against taking part. One look at each name: nearly all requests have none of these.
-fn reason_of(
-    name: &HeaderName,
-    value: &HeaderValue,
-    headers: &HeaderMap,
-    rule: &KeyRule,
-    present: &mut Present,
-) -> Option<PassReason> {
+/// What one line of a head says.
+enum Say {
+    Nothing,
+    /// Against taking part.
+    Against(PassReason),
+    /// `If-None-Match` or `If-Modified-Since`.
+    Condition,
+    /// `Cache-Control`.
+    Directive,
+}
+
+/// No name is here that has no [`Role`] of its own.
+fn say(name: &HeaderName, value: &HeaderValue, headers: &HeaderMap, rule: &KeyRule) -> Say {
     let (reason, applies) = match name.as_str() {
         // By these some frameworks let a GET act as another method. Answers to those are no answers to GET.
         "x-http-method-override" | "x-method-override" | "x-http-method" => (PassReason::Method, true),
@@ -101,17 +126,11 @@ fn reason_of(
         "if-match" | "if-unmodified-since" => (PassReason::Precondition, true),
         "expect" => (PassReason::Expect, true),
         "range" => (PassReason::Range, true),
-        "if-none-match" | "if-modified-since" => {
-            present.conditions = true;
-            return None;
-        }
-        "cache-control" => {
-            present.directives = true;
-            return None;
-        }
-        _ => return None,
+        "if-none-match" | "if-modified-since" => return Say::Condition,
+        "cache-control" => return Say::Directive,
+        _ => return Say::Nothing,
     };
-    applies.then_some(reason)
+    if applies { Say::Against(reason) } else { Say::Nothing }
 }
 
 fn names_upgrade(connection: &HeaderValue) -> bool {
@@ -128,7 +147,7 @@ mod tests {
     fn of(method: &str, headers: &[(&str, &str)], rule: &KeyRule) -> Eligibility {
         let (mut parts, ()) = Request::builder().method(method).body(()).unwrap().into_parts();
         parts.headers = map(headers);
-        classify(&parts, true, rule).0
+        classify(&parts, true, rule, &mut Lines::new()).0
     }
 
     fn get(headers: &[(&str, &str)]) -> Eligibility {
@@ -199,7 +218,7 @@ mod tests {
         let present = |name: &str| {
             let (mut parts, ()) = Request::get("/").body(()).unwrap().into_parts();
             parts.headers = map(&[("accept", "*/*"), (name, "x"), ("accept-language", "en")]);
-            classify(&parts, true, &KeyRule::default()).1
+            classify(&parts, true, &KeyRule::default(), &mut Lines::new()).1
         };
         assert_eq!(present("if-range"), Present::default());
         for name in ["if-none-match", "if-modified-since"] {
@@ -211,7 +230,9 @@ mod tests {
     #[test]
     fn a_body_passes() {
         let (parts, ()) = Request::get("/").body(()).unwrap().into_parts();
-        assert_eq!(classify(&parts, false, &KeyRule::default()).0, Eligibility::Pass(PassReason::Body));
+        let rule = KeyRule::default();
+        let (eligibility, _) = classify(&parts, false, &rule, &mut Lines::new());
+        assert_eq!(eligibility, Eligibility::Pass(PassReason::Body));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, Method};
 
-use crate::http::eligible::{PassReason, Present, reasons};
+use crate::http::eligible::{PassReason, reasons};
 use crate::http::rule::KeyRule;
 
 /// Whether the content type is `application/grpc`, perhaps with a codec (`+proto`) or parameters. gRPC-Web is another
@@ -28,8 +28,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 /// Whether a call of a method that is to be shared takes part, its message aside.
 pub(crate) fn takes_part(parts: &Parts, rule: &KeyRule) -> bool {
     // The body is the message.
-    let speaks_only_of_a_body =
-        || reasons(&parts.headers, rule, &mut Present::default()).all(|reason| reason == PassReason::Body);
+    let speaks_only_of_a_body = || reasons(&parts.headers, rule).all(|reason| reason == PassReason::Body);
     parts.method == Method::POST && is_grpc(&parts.headers) && speaks_only_of_a_body()
 }
 

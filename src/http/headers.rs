@@ -116,15 +116,23 @@ pub(crate) enum Role {
     Cookie,
     /// On the closed list of those that no key needs.
     Ignored,
+    /// Not on it, and a reason for a request not to take part.
+    Forbidding,
     /// Any other: it counts.
     Other,
 }
 
-const SPECIAL: [(&str, Role); 4] = [
+const SPECIAL: [(&str, Role); 10] = [
     ("host", Role::Host),
     ("authorization", Role::Credentials),
     ("proxy-authorization", Role::Credentials),
     ("cookie", Role::Cookie),
+    ("if-match", Role::Forbidding),
+    ("if-unmodified-since", Role::Forbidding),
+    ("expect", Role::Forbidding),
+    ("x-http-method-override", Role::Forbidding),
+    ("x-method-override", Role::Forbidding),
+    ("x-http-method", Role::Forbidding),
 ];
 
 const NAMED: usize = IGNORED.len() + SPECIAL.len();

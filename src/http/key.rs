@@ -5,7 +5,7 @@
 
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use crate::http::rule::KeyRule;
 use crate::http::vary::VarySpec;
@@ -39,6 +39,8 @@ pub(crate) struct KeyInput<'a> {
     pub(crate) class: MethodClass,
     /// The request as this layer sees it.
     pub(crate) parts: &'a Parts,
+    /// Those of its header lines that count.
+    pub(crate) lines: &'a Lines<'a>,
     /// The URI as the outermost router saw it: without it two nested routers would share keys.
     pub(crate) original: Option<&'a Uri>,
     /// Goes up when everything stored is to be forgotten.
@@ -54,8 +56,7 @@ impl KeyInput<'_> {
     /// Writes the whole key into `out`, in place of what is there.
     ///
     /// In this order: fingerprint, generation, class, both URIs, headers (`Host` among them), cookies, the headers of
-    /// `vary`, `extra`; each field length-prefixed, each repetition counted. Allocates only what `out` grows by, unless
-    /// the request has more than [`ON_STACK`] headers.
+    /// `vary`, `extra`; each field length-prefixed, each repetition counted. Allocates only what `out` grows by.
     ///
     /// # Errors
     /// [`KeyTooLong`] beyond [`MAX_KEY_BYTES`](crate::http::writer::MAX_KEY_BYTES); `out` is empty then.
@@ -85,7 +86,7 @@ impl KeyInput<'_> {
                 write_uri(original, key)?;
             }
         }
-        write_headers(rule, &parts.headers, key)?;
+        self.lines.write(key)?;
         rule.cookies().write(&parts.headers, key)?;
         self.vary.write(&parts.headers, key)?;
         key.field(extra)
@@ -114,41 +115,66 @@ fn same_bytes(a: &Uri, b: &Uri) -> bool {
         && a.authority().map(Authority::as_str) == b.authority().map(Authority::as_str)
 }
 
-/// How many header lines are sorted without an allocation.
+/// How many header lines are kept without an allocation.
 const ON_STACK: usize = 32;
 
 /// Name and value of one header line.
 type Line<'a> = (&'a str, &'a [u8]);
 
-/// Writes the lines that count: names in one order whatever the order in the request, lines of one name in theirs.
-fn write_headers(rule: &KeyRule, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
-    let lines = headers
-        .iter()
-        .filter(|(name, _)| rule.keys(name))
-        .map(|(name, value)| (name.as_str(), value.as_bytes()));
-    if headers.len() > ON_STACK {
-        let mut all: Vec<_> = lines.collect();
-        return write_lines(&mut all, key);
-    }
-    let mut some: [Line<'_>; ON_STACK] = [("", b""); ON_STACK];
-    let mut filled = 0;
-    for line in lines {
-        some[filled] = line;
-        filled += 1;
-    }
-    write_lines(&mut some[..filled], key)
+/// The header lines of a request that count.
+pub(crate) struct Lines<'a> {
+    some: [Line<'a>; ON_STACK],
+    filled: usize,
+    /// All of them, once they are more.
+    many: Vec<Line<'a>>,
 }
 
-fn write_lines(lines: &mut [Line<'_>], key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
-    // A map gives the lines of one name in their order, and this sort keeps it. Most names differ in length, which is
-    // sooner compared.
-    lines.sort_by_key(|(name, _)| (name.len(), *name));
-    key.count(lines.len())?;
-    for (name, value) in lines {
-        key.field(name.as_bytes())?;
-        key.field(value)?;
+impl<'a> Lines<'a> {
+    pub(crate) fn new() -> Self {
+        Self { some: [("", b""); ON_STACK], filled: 0, many: Vec::new() }
     }
-    Ok(())
+
+    /// Those of a request.
+    pub(crate) fn of(rule: &KeyRule, headers: &'a HeaderMap) -> Self {
+        let mut lines = Self::new();
+        for (name, value) in headers.iter().filter(|(name, _)| rule.keys(name)) {
+            lines.push(name, value);
+        }
+        lines.sort();
+        lines
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, name: &'a HeaderName, value: &'a HeaderValue) {
+        let line = (name.as_str(), value.as_bytes());
+        if let Some(place) = self.some.get_mut(self.filled) {
+            *place = line;
+            self.filled += 1;
+        } else {
+            if self.many.is_empty() {
+                self.many.extend_from_slice(&self.some);
+            }
+            self.many.push(line);
+        }
+    }
+
+    /// In one order whatever the order in the request, lines of one name in theirs.
+    pub(crate) fn sort(&mut self) {
+        let lines = if self.many.is_empty() { &mut self.some[..self.filled] } else { &mut self.many[..] };
+        // A map gives the lines of one name in their order, and this sort keeps it. Most names differ in length, which is
+        // sooner compared.
+        lines.sort_by_key(|(name, _)| (name.len(), *name));
+    }
+
+    fn write(&self, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+        let lines = if self.many.is_empty() { &self.some[..self.filled] } else { &self.many[..] };
+        key.count(lines.len())?;
+        for (name, value) in lines {
+            key.field(name.as_bytes())?;
+            key.field(value)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -138,7 +138,12 @@ impl KeyRule {
 
     /// Whether the key holds all values of `name`.
     pub(crate) fn keys(&self, name: &HeaderName) -> bool {
-        let role = headers::role(name);
+        self.keys_as(headers::role(name), name)
+    }
+
+    /// The same, of a name whose role is known.
+    #[inline]
+    pub(crate) fn keys_as(&self, role: Role, name: &HeaderName) -> bool {
         if role == Role::Host {
             return true;
         }
@@ -155,7 +160,7 @@ impl KeyRule {
         match role {
             Role::Credentials => self.authorization || named,
             Role::Cookie | Role::Ignored => named,
-            Role::Host | Role::Other => named || self.only.is_none(),
+            Role::Host | Role::Forbidding | Role::Other => named || self.only.is_none(),
         }
     }
 

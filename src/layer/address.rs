@@ -7,7 +7,7 @@ use http::request::Parts;
 use super::guard::Guarded;
 use super::look::with_scratch;
 use super::page::PageKey;
-use crate::http::key::{KeyInput, MethodClass};
+use crate::http::key::{KeyInput, Lines, MethodClass};
 use crate::http::rule::KeyRule;
 use crate::http::vary::VarySpec;
 
@@ -62,7 +62,8 @@ impl Asked<'_> {
     fn key(&self, rule: &KeyRule, vary: &VarySpec) -> Option<PageKey> {
         let Self { parts, class, generation, extra } = *self;
         let original = original_uri(parts);
-        let input = KeyInput { class, parts, original, generation, vary, extra };
+        let lines = &Lines::of(rule, &parts.headers);
+        let input = KeyInput { class, parts, lines, original, generation, vary, extra };
         with_scratch(|scratch| input.write(rule, scratch).ok().map(|()| scratch.as_slice().into()))
     }
 }

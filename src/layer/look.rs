@@ -8,7 +8,7 @@ use super::address::original_uri;
 use super::guard::Guarded;
 use super::page::Reply;
 use crate::cache::Entry;
-use crate::http::key::{KeyInput, MethodClass};
+use crate::http::key::{KeyInput, Lines, MethodClass};
 use crate::http::vary::VarySpec;
 
 /// What the store has for a request.
@@ -32,6 +32,7 @@ pub(super) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 pub(super) fn look(
     guard: &Guarded,
     parts: &Parts,
+    lines: &Lines<'_>,
     class: MethodClass,
     generation: u64,
     extra: &[u8],
@@ -40,7 +41,7 @@ pub(super) fn look(
         let original = original_uri(parts);
         let mut spec = VarySpec::default();
         loop {
-            let input = KeyInput { class, parts, original, generation, vary: &spec, extra };
+            let input = KeyInput { class, parts, lines, original, generation, vary: &spec, extra };
             input.write(&guard.settings.rule, scratch).ok()?;
             let entry = guard.shelf().find(scratch.as_slice());
             match entry.as_ref().map(|entry| &entry.value) {

@@ -196,10 +196,9 @@ pub(super) fn with_head<R>(
     headers: HeaderMap,
     body: GuardBody<R>,
 ) -> Response<GuardBody<R>> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+    let mut head = Response::new(()).into_parts().0;
+    (head.status, head.headers) = (status, headers);
+    Response::from_parts(head, body)
 }
 
 /// The leader's own answer, whose body others may read along: the handler's head, untouched.

@@ -17,9 +17,10 @@ use super::check::check;
 use super::future::{Afterwards, Changes, Lifts, Outdates, ResponseFuture};
 use super::guard::{Guarded, KeyExtra};
 use super::load::PageLoad;
-use super::look::look;
+use super::look::{Found, look};
 use super::page::{Page, Reply};
 use super::refusal::Refusal;
+use super::trip::Trip;
 use crate::cache::Entry;
 use crate::clock::Tick;
 use crate::event::count_request;
@@ -28,7 +29,7 @@ use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{CacheStatus, Forward};
 use crate::http::conditional::{Conditionals, take_conditionals};
 use crate::http::eligible::{Eligibility, PassReason, Present, classify, is_safe};
-use crate::http::key::MethodClass;
+use crate::http::key::{Lines, MethodClass};
 use crate::http::origin::target;
 use crate::http::verdict::RequestFacts;
 use crate::policy::Freshness;
@@ -86,8 +87,13 @@ where
         // A body without data may still have trailers.
         let is_empty = body.is_end_stream();
         let bypassed = self.bypasses(&parts);
-        match classify(&parts, is_empty, &guard.settings.rule) {
-            (Eligibility::Take(class), present) if !bypassed => self.take(class, parts, body, present, &[]),
+        let mut lines = Lines::new();
+        match classify(&parts, is_empty, &guard.settings.rule, &mut lines) {
+            (Eligibility::Take(class), present) if !bypassed => {
+                lines.sort();
+                let asked = self.ask(class, &parts, present, &lines, &[]);
+                self.take(class, parts, body, present, asked)
+            }
             (Eligibility::Pass(PassReason::Range), _) if !bypassed && parts.method == Method::GET => {
                 self.take_part(parts, body)
             }
@@ -152,13 +158,16 @@ impl<S> GuardService<S> {
         let extra = self.extra(&parts);
         let generation = guard.generation(|| target(&parts, original_uri(&parts)));
         let facts = self.facts(&parts, &directives);
-        let found = look(guard, &parts, MethodClass::Get, generation, &extra).and_then(|found| found.entry);
-        let now = guard.shelf().timeline.now();
+        let lines = Lines::of(&guard.settings.rule, &parts.headers);
+        let found = look(guard, &parts, &lines, MethodClass::Get, generation, &extra);
+        let found = found.and_then(|found| found.entry);
+        let instant = guard.shelf().timeline.instant();
+        let now = guard.shelf().timeline.tick(instant);
         if let Some(entry) = found
             && let Reply::Page(page, _) = &entry.value
             && guard.may_have(facts, page)
             && let freshness @ (Freshness::Fresh | Freshness::Stale { .. }) =
-                guard.shelf().judge_at(&entry, || now)
+                guard.shelf().judge_at(&entry, instant)
             && self.suits(&entry, page, &directives, now)
             && let Some(mut response) = page.respond_in_part(&parts.headers, &conditionals, now)
         {
@@ -209,15 +218,41 @@ impl<S> GuardService<S> {
         guard.tell(headers, || CacheStatus::hit(guard.ttl(entry)));
     }
 
-    /// A request that takes part. Of what is not `present`, nothing is heard: to gRPC these headers are metadata, for
-    /// the handler. `message` is what else of it belongs into its key.
+    /// What a request that takes part asks for, and what the store has of it. Of what is not `present`, nothing is heard:
+    /// to gRPC these headers are metadata, for the handler. `message` is what else of it belongs into its key. `None` if
+    /// that is too long.
+    pub(super) fn ask(
+        &self,
+        class: MethodClass,
+        parts: &Parts,
+        present: Present,
+        lines: &Lines<'_>,
+        message: &[u8],
+    ) -> Option<(Asking, Option<Entry<Reply>>)> {
+        let guard = &self.guard;
+        let directives = if present.directives {
+            RequestDirectives::parse(&parts.headers)
+        } else {
+            RequestDirectives::default()
+        };
+        let facts = self.facts(parts, &directives);
+        let mut extra = self.extra(parts);
+        extra.extend_from_slice(message);
+        let generation = guard.generation(|| target(parts, original_uri(parts)));
+        // A HEAD is answered from what a GET left, if there is anything.
+        let Found { entry, spec } = look(guard, parts, lines, class.stored(), generation, &extra)?;
+        let conditionals = Conditionals::default();
+        Some((Asking { conditionals, directives, facts, extra, generation, spec }, entry))
+    }
+
+    /// A request that takes part, and what it [asks](Self::ask).
     pub(super) fn take<B, R>(
         &self,
         class: MethodClass,
         mut parts: Parts,
         body: B,
         present: Present,
-        message: &[u8],
+        asked: Option<(Asking, Option<Entry<Reply>>)>,
     ) -> ResponseFuture<S, B, R>
     where
         S: Inner<B, R>,
@@ -225,47 +260,36 @@ impl<S> GuardService<S> {
         R: ResponseBody,
     {
         let guard = &self.guard;
-        let directives = if present.directives {
-            RequestDirectives::parse(&parts.headers)
-        } else {
-            RequestDirectives::default()
-        };
-        let facts = self.facts(&parts, &directives);
         let conditionals =
             if present.conditions { take_conditionals(&mut parts.headers) } else { Conditionals::default() };
-        let mut extra = self.extra(&parts);
-        extra.extend_from_slice(message);
-        let generation = guard.generation(|| target(&parts, original_uri(&parts)));
-        // A HEAD is answered from what a GET left, if there is anything.
-        let Some(found) = look(guard, &parts, class.stored(), generation, &extra) else {
+        let Some((asking, entry)) = asked else {
             return self.pass_alone(parts, body, conditionals, Changes::Nothing);
         };
+        let asking = Asking { conditionals, ..asking };
+        let only_if_cached = asking.directives.only_if_cached;
         let is_closed =
-            |entry: &Entry<Reply>| entry.value.page().is_some_and(|page| !guard.may_have(facts, page));
-        if found.entry.as_ref().is_some_and(is_closed) {
-            if directives.only_if_cached {
+            |entry: &Entry<Reply>| entry.value.page().is_some_and(|page| !guard.may_have(asking.facts, page));
+        if entry.as_ref().is_some_and(is_closed) {
+            if only_if_cached {
                 return ResponseFuture::ready(guard.refuse(Refusal::NotStored, class));
             }
-            return self.pass_alone(parts, body, conditionals, Changes::Nothing);
+            return self.pass_alone(parts, body, asking.conditionals, Changes::Nothing);
         }
-        let asking =
-            Asking { parts, body, conditionals, directives, facts, extra, generation, spec: found.spec };
         let mut fallback = None;
-        if let Some(entry) = found.entry {
+        if let Some(entry) = entry {
             match &entry.value {
                 // `only-if-cached` gets its refusal below.
                 Reply::Private | Reply::Checked(_)
-                    if !asking.directives.only_if_cached
-                        && !matches!(guard.shelf().judge(&entry), Freshness::Dead) =>
+                    if !only_if_cached && !matches!(guard.shelf().judge(&entry), Freshness::Dead) =>
                 {
-                    return self.unshared(class, asking, entry);
+                    return self.unshared(class, parts, body, asking, entry);
                 }
                 Reply::Checked(_) => fallback = Some(entry),
                 Reply::Page(page, _) if page.recording.is_sound() => {
-                    match self.serve(class, entry, &asking) {
+                    match self.serve(class, &parts, entry, &asking) {
                         Served::Answer(response, due) => {
                             if let Some(stale) = due {
-                                self.refresh(class, asking, stale);
+                                self.refresh(class, parts, body, &asking, stale);
                             }
                             return ResponseFuture::ready(response);
                         }
@@ -275,13 +299,40 @@ impl<S> GuardService<S> {
                 _ => {}
             }
         }
-        if asking.directives.only_if_cached {
+        if only_if_cached {
             return ResponseFuture::ready(guard.refuse(Refusal::NotStored, class));
         }
-        guard.shared.uniques.miss(&guard.settings.rule, &asking.parts.headers);
-        let Some(trip) = asking.trip(guard, self.inner.clone(), class, fallback) else {
+        self.board(class, parts, body, asking, fallback)
+    }
+
+    /// A request whose answer has to be waited for.
+    fn board<B, R>(
+        &self,
+        class: MethodClass,
+        parts: Parts,
+        body: B,
+        asking: Asking,
+        fallback: Option<Entry<Reply>>,
+    ) -> ResponseFuture<S, B, R>
+    where
+        S: Inner<B, R>,
+        B: Body + Send + 'static,
+        R: ResponseBody,
+    {
+        let guard = &self.guard;
+        guard.shared.uniques.miss(&guard.settings.rule, &parts.headers);
+        let Some(address) = asking.address(guard, &parts, class) else {
             return ResponseFuture::ready(guard.refuse(Refusal::NoKey, class));
         };
+        // A GET under way answers a HEAD as well.
+        let joins = match class {
+            MethodClass::Get | MethodClass::Unary => None,
+            MethodClass::Head => asking.address(guard, &parts, MethodClass::Get).map(|address| address.key),
+        };
+        let Asking { conditionals, facts, .. } = asking;
+        let (guard, inner) = (Arc::clone(guard), self.inner.clone());
+        let request = Request::from_parts(parts, body);
+        let trip = Trip { guard, inner, request, conditionals, facts, address, joins, fallback };
         ResponseFuture::fly(trip.fly())
     }
 
@@ -305,7 +356,9 @@ impl<S> GuardService<S> {
     fn unshared<B, R>(
         &self,
         class: MethodClass,
-        asking: Asking<B>,
+        parts: Parts,
+        body: B,
+        asking: Asking,
         entry: Entry<Reply>,
     ) -> ResponseFuture<S, B, R>
     where
@@ -316,8 +369,8 @@ impl<S> GuardService<S> {
         let guard = &self.guard;
         guard.counters().unshared.add();
         count_request("unshared");
-        let address = if class == MethodClass::Head { None } else { asking.address(guard, class) };
-        let Asking { parts, body, conditionals, facts, .. } = asking;
+        let address = if class == MethodClass::Head { None } else { asking.address(guard, &parts, class) };
+        let Asking { conditionals, facts, .. } = asking;
         match (address, &entry.value) {
             (Some(address), Reply::Checked(_)) => {
                 let load = PageLoad {
@@ -340,7 +393,13 @@ impl<S> GuardService<S> {
     }
 
     /// Serves what the store has, if it is good enough.
-    fn serve<B, R>(&self, class: MethodClass, entry: Entry<Reply>, asking: &Asking<B>) -> Served<R>
+    fn serve<B, R>(
+        &self,
+        class: MethodClass,
+        parts: &Parts,
+        entry: Entry<Reply>,
+        asking: &Asking,
+    ) -> Served<R>
     where
         S: Inner<B, R>,
         B: Body + Send + 'static,
@@ -349,15 +408,18 @@ impl<S> GuardService<S> {
         let guard = &self.guard;
         let Some(page) = entry.value.page() else { return Served::Asks(None) };
         // Read once for all: what is judged fresh is no older than it says.
-        let now = guard.shelf().timeline.now();
-        let freshness = guard.shelf().judge_at(&entry, || now);
+        let instant = guard.shelf().timeline.instant();
+        let now = guard.shelf().timeline.tick(instant);
+        let freshness = guard.shelf().judge_at(&entry, instant);
         if !self.suits(&entry, page, &asking.directives, now) {
             return Served::Asks(Some(entry));
         }
         match freshness {
             // What a run is to replace does not answer its own request, at another depth of the app.
             Freshness::Stale { .. } | Freshness::IfError { load: false }
-                if guard.flights().is_own(|| asking.address(guard, class.stored()).map(|own| own.key)) =>
+                if guard
+                    .flights()
+                    .is_own(|| asking.address(guard, parts, class.stored()).map(|own| own.key)) =>
             {
                 return Served::Asks(None);
             }
@@ -377,27 +439,33 @@ impl<S> GuardService<S> {
     }
 
     /// Whether the client takes what nobody else would get any more.
-    fn may_be_stale<B>(&self, entry: &Entry<Reply>, page: &Page, asking: &Asking<B>) -> bool {
+    fn may_be_stale(&self, entry: &Entry<Reply>, page: &Page, asking: &Asking) -> bool {
         let guard = &self.guard;
         guard.settings.honors_clients && !page.revalidate && asking.directives.takes_stale(guard.ttl(entry))
     }
 
     /// Sends the request whose caller has its answer once more, in the background: what the handler needs of it,
     /// and of its headers only those that the answer may depend on.
-    fn refresh<B, R>(&self, class: MethodClass, mut asking: Asking<B>, stale: Entry<Reply>)
-    where
+    fn refresh<B, R>(
+        &self,
+        class: MethodClass,
+        mut parts: Parts,
+        body: B,
+        asking: &Asking,
+        stale: Entry<Reply>,
+    ) where
         S: Inner<B, R>,
         B: Body + Send + 'static,
         R: ResponseBody,
     {
         let guard = &self.guard;
-        let Some(address) = asking.address(guard, class) else { return };
-        guard.carry_common(&mut asking.parts.headers, &asking.spec);
+        let Some(address) = asking.address(guard, &parts, class) else { return };
+        guard.carry_common(&mut parts.headers, &asking.spec);
         let key = Arc::clone(&address.key);
         let load = PageLoad {
             guard: Arc::clone(guard),
             inner: self.inner.clone(),
-            request: Request::from_parts(asking.parts, asking.body),
+            request: Request::from_parts(parts, body),
             // The client had its answer; its `no-store` does not reach the handler.
             facts: RequestFacts { no_store: false, ..asking.facts },
             address,

@@ -45,6 +45,7 @@ impl Case {
         let input = KeyInput {
             class,
             parts: &parts,
+            lines: &Lines::of(rule, &parts.headers),
             original: original.as_ref(),
             generation: self.generation,
             vary: &vary.without_keyed(rule),

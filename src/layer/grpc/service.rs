@@ -15,7 +15,7 @@ use super::read::read;
 use crate::event::count_request;
 use crate::http::eligible::Present;
 use crate::http::grpc::{is_grpc, metadata, takes_part, timeout};
-use crate::http::key::MethodClass;
+use crate::http::key::{Lines, MethodClass};
 use crate::http::writer::MAX_KEY_BYTES;
 use crate::layer::body::GuardBody;
 use crate::layer::bounds::{Inner, ResponseBody};
@@ -92,8 +92,12 @@ where
     key.push(metadata::accepted(&parts.headers));
     key.push(&message);
     let guard = Arc::clone(service.guard());
-    let answered =
-        service.take(MethodClass::Unary, parts, RequestBody::message(message), Present::default(), &key.0);
+    let present = Present::default();
+    let asked = {
+        let lines = Lines::of(&guard.settings.rule, &parts.headers);
+        service.ask(MethodClass::Unary, &parts, present, &lines, &key.0)
+    };
+    let answered = service.take(MethodClass::Unary, parts, RequestBody::message(message), present, asked);
     match deadline {
         None => answered.await,
         // The call itself goes on for those who wait longer.
