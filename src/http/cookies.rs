@@ -60,7 +60,7 @@ impl CookieRule {
 
     /// Writes the values of the keyed cookies: by name, and for one name in the order of the request, which
     /// decides whom a server believes when a cookie stands twice.
-    pub(crate) fn write(&self, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+    pub(crate) fn write(&self, headers: &HeaderMap, key: &mut KeyWriter) -> Result<(), KeyTooLong> {
         for keyed in &self.keyed {
             let values = || pairs(headers).filter_map(split).filter(|(name, _)| *name == keyed.as_bytes());
             key.count(values().count())?;
@@ -121,9 +121,9 @@ mod tests {
 
     fn written(rule: &CookieRule, lines: &[&str]) -> Vec<u8> {
         let lines: Vec<_> = lines.iter().map(|line| ("cookie", *line)).collect();
-        let mut out = Vec::new();
-        rule.write(&map(&lines), &mut KeyWriter::new(&mut out)).unwrap();
-        out
+        let mut key = KeyWriter::new();
+        rule.write(&map(&lines), &mut key).unwrap();
+        key.written().to_vec()
     }
 
     #[test]

@@ -72,7 +72,8 @@ pub(crate) fn classify<'a>(
     };
     let mut against = (!body_is_empty).then_some(PassReason::Body);
     for (name, value) in &parts.headers {
-        let role = headers::role(name);
+        let text = name.as_str();
+        let role = headers::role(text);
         let speaks = matches!(role, Role::Ignored | Role::Forbidding | Role::Credentials | Role::Cookie);
         match if speaks { say(name, value, &parts.headers, rule) } else { Say::Nothing } {
             Say::Against(reason) => against = Some(against.map_or(reason, |other| other.min(reason))),
@@ -84,7 +85,7 @@ pub(crate) fn classify<'a>(
             Say::Nothing => {}
         }
         if rule.keys_as(role, name) {
-            lines.push(name, value);
+            lines.push(text, value);
         }
     }
     (against.map_or(Eligibility::Take(class), Eligibility::Pass), present)

@@ -5,7 +5,7 @@
 
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 
 use crate::http::rule::KeyRule;
 use crate::http::vary::VarySpec;
@@ -53,22 +53,23 @@ pub(crate) struct KeyInput<'a> {
 }
 
 impl KeyInput<'_> {
-    /// Writes the whole key into `out`, in place of what is there.
+    /// Writes the whole key, in place of what is there.
     ///
     /// In this order: fingerprint, generation, class, both URIs, headers (`Host` among them), cookies, the headers of
-    /// `vary`, `extra`; each field length-prefixed, each repetition counted. Allocates only what `out` grows by.
+    /// `vary`, `extra`; each field length-prefixed, each repetition counted. Allocates nothing.
     ///
     /// # Errors
-    /// [`KeyTooLong`] beyond [`MAX_KEY_BYTES`](crate::http::writer::MAX_KEY_BYTES); `out` is empty then.
-    pub(crate) fn write(&self, rule: &KeyRule, out: &mut Vec<u8>) -> Result<(), KeyTooLong> {
-        let written = self.write_fields(rule, &mut KeyWriter::new(out));
+    /// [`KeyTooLong`] beyond [`MAX_KEY_BYTES`](crate::http::writer::MAX_KEY_BYTES); nothing is written then.
+    pub(crate) fn write(&self, rule: &KeyRule, key: &mut KeyWriter) -> Result<(), KeyTooLong> {
+        key.clear();
+        let written = self.write_fields(rule, key);
         if written.is_err() {
-            out.clear();
+            key.clear();
         }
         written
     }
 
-    fn write_fields(&self, rule: &KeyRule, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+    fn write_fields(&self, rule: &KeyRule, key: &mut KeyWriter) -> Result<(), KeyTooLong> {
         let Self { parts, extra, .. } = self;
         key.fixed(rule.fingerprint().to_be_bytes())?;
         key.fixed(self.generation.to_be_bytes())?;
@@ -100,7 +101,7 @@ pub(crate) fn without_generation(key: &[u8]) -> Vec<u8> {
     [&key[..AT.start], &key[AT.end..]].concat()
 }
 
-fn write_uri(uri: &Uri, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+fn write_uri(uri: &Uri, key: &mut KeyWriter) -> Result<(), KeyTooLong> {
     key.optional(uri.scheme_str().map(str::as_bytes))?;
     key.optional(uri.authority().map(|authority| authority.as_str().as_bytes()))?;
     key.field(uri.path().as_bytes())?;
@@ -116,7 +117,7 @@ fn same_bytes(a: &Uri, b: &Uri) -> bool {
 }
 
 /// How many header lines are kept without an allocation.
-const ON_STACK: usize = 32;
+const ON_STACK: usize = 16;
 
 /// Name and value of one header line.
 type Line<'a> = (&'a str, &'a [u8]);
@@ -138,15 +139,15 @@ impl<'a> Lines<'a> {
     pub(crate) fn of(rule: &KeyRule, headers: &'a HeaderMap) -> Self {
         let mut lines = Self::new();
         for (name, value) in headers.iter().filter(|(name, _)| rule.keys(name)) {
-            lines.push(name, value);
+            lines.push(name.as_str(), value);
         }
         lines.sort();
         lines
     }
 
     #[inline]
-    pub(crate) fn push(&mut self, name: &'a HeaderName, value: &'a HeaderValue) {
-        let line = (name.as_str(), value.as_bytes());
+    pub(crate) fn push(&mut self, name: &'a str, value: &'a HeaderValue) {
+        let line = (name, value.as_bytes());
         if let Some(place) = self.some.get_mut(self.filled) {
             *place = line;
             self.filled += 1;
@@ -166,7 +167,7 @@ impl<'a> Lines<'a> {
         lines.sort_by_key(|(name, _)| (name.len(), *name));
     }
 
-    fn write(&self, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+    fn write(&self, key: &mut KeyWriter) -> Result<(), KeyTooLong> {
         let lines = if self.many.is_empty() { &self.some[..self.filled] } else { &self.many[..] };
         key.count(lines.len())?;
         for (name, value) in lines {

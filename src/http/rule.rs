@@ -138,7 +138,7 @@ impl KeyRule {
 
     /// Whether the key holds all values of `name`.
     pub(crate) fn keys(&self, name: &HeaderName) -> bool {
-        self.keys_as(headers::role(name), name)
+        self.keys_as(headers::role(name.as_str()), name)
     }
 
     /// The same, of a name whose role is known.

@@ -76,7 +76,7 @@ impl VarySpec {
 
     /// Writes the names and the values that the request has for them, normalised as RFC 9111 section 4.1 allows: the
     /// lines of one field joined, white space around commas left out, languages without case.
-    pub(crate) fn write(&self, headers: &HeaderMap, key: &mut KeyWriter<'_>) -> Result<(), KeyTooLong> {
+    pub(crate) fn write(&self, headers: &HeaderMap, key: &mut KeyWriter) -> Result<(), KeyTooLong> {
         key.count(self.names().len())?;
         for name in self.names() {
             key.field(name.as_str().as_bytes())?;
@@ -141,9 +141,9 @@ mod tests {
 
     fn written(vary: &str, request: &[(&str, &str)]) -> Vec<u8> {
         let Vary::Names(spec) = VarySpec::parse(&map(&[("vary", vary)])) else { panic!("any") };
-        let mut out = Vec::new();
-        spec.write(&map(request), &mut KeyWriter::new(&mut out)).unwrap();
-        out
+        let mut key = KeyWriter::new();
+        spec.write(&map(request), &mut key).unwrap();
+        key.written().to_vec()
     }
 
     #[test]

@@ -8,31 +8,39 @@ pub(crate) const MAX_KEY_BYTES: usize = 8 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyTooLong;
 
-/// Appends fields to a buffer, up to [`MAX_KEY_BYTES`].
-pub(crate) struct KeyWriter<'a> {
-    out: &'a mut Vec<u8>,
+/// Where a key is written, field by field, up to [`MAX_KEY_BYTES`].
+pub(crate) struct KeyWriter {
+    bytes: [u8; MAX_KEY_BYTES],
+    filled: usize,
 }
 
-impl<'a> KeyWriter<'a> {
-    /// A writer at the start of `out`, whose former content is dropped and whose capacity is kept.
-    pub(crate) fn new(out: &'a mut Vec<u8>) -> Self {
-        out.clear();
-        Self { out }
+impl KeyWriter {
+    pub(crate) const fn new() -> Self {
+        Self { bytes: [0; MAX_KEY_BYTES], filled: 0 }
+    }
+
+    /// What has been written.
+    pub(crate) fn written(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+
+    /// Forgets what has been written.
+    pub(crate) fn clear(&mut self) {
+        self.filled = 0;
     }
 
     /// Bytes whose length is the same in every key.
     pub(crate) fn fixed<const N: usize>(&mut self, bytes: [u8; N]) -> Result<(), KeyTooLong> {
-        self.append(&bytes)
+        self.place(N)?.copy_from_slice(&bytes);
+        Ok(())
     }
 
     /// Bytes of any length, behind that length.
     pub(crate) fn field(&mut self, bytes: &[u8]) -> Result<(), KeyTooLong> {
         let length = counted(bytes.len())?;
-        if length.len() + bytes.len() > MAX_KEY_BYTES - self.out.len() {
-            return Err(KeyTooLong);
-        }
-        self.out.extend_from_slice(&length);
-        self.out.extend_from_slice(bytes);
+        let (before, place) = self.place(length.len() + bytes.len())?.split_at_mut(length.len());
+        before.copy_from_slice(&length);
+        place.copy_from_slice(bytes);
         Ok(())
     }
 
@@ -44,15 +52,15 @@ impl<'a> KeyWriter<'a> {
 
     /// How many fields, or groups of fields, follow.
     pub(crate) fn count(&mut self, count: usize) -> Result<(), KeyTooLong> {
-        self.append(&counted(count)?)
+        self.fixed(counted(count)?)
     }
 
-    fn append(&mut self, bytes: &[u8]) -> Result<(), KeyTooLong> {
-        if bytes.len() > MAX_KEY_BYTES - self.out.len() {
-            return Err(KeyTooLong);
-        }
-        self.out.extend_from_slice(bytes);
-        Ok(())
+    /// The place of the next bytes.
+    fn place(&mut self, length: usize) -> Result<&mut [u8], KeyTooLong> {
+        let start = self.filled;
+        let place = self.bytes[start..].get_mut(..length).ok_or(KeyTooLong)?;
+        self.filled += length;
+        Ok(place)
     }
 }
 
@@ -66,10 +74,12 @@ fn counted(count: usize) -> Result<[u8; 2], KeyTooLong> {
 mod tests {
     use super::*;
 
-    fn written(write: impl FnOnce(&mut KeyWriter<'_>) -> Result<(), KeyTooLong>) -> Vec<u8> {
-        let mut out = b"left over".to_vec();
-        write(&mut KeyWriter::new(&mut out)).unwrap();
-        out
+    fn written(write: impl FnOnce(&mut KeyWriter) -> Result<(), KeyTooLong>) -> Vec<u8> {
+        let mut key = KeyWriter::new();
+        key.field(b"left over").unwrap();
+        key.clear();
+        write(&mut key).unwrap();
+        key.written().to_vec()
     }
 
     #[test]
@@ -92,10 +102,13 @@ mod tests {
 
     #[test]
     fn the_cap_is_exact() {
-        let mut out = Vec::new();
-        assert_eq!(KeyWriter::new(&mut out).field(&vec![0; MAX_KEY_BYTES - 2]), Ok(()));
-        assert_eq!(out.len(), MAX_KEY_BYTES);
-        assert_eq!(KeyWriter::new(&mut out).field(&vec![0; MAX_KEY_BYTES - 1]), Err(KeyTooLong));
-        assert_eq!(KeyWriter::new(&mut out).count(70_000), Err(KeyTooLong));
+        let mut key = KeyWriter::new();
+        assert_eq!(key.field(&vec![0; MAX_KEY_BYTES - 1]), Err(KeyTooLong));
+        assert_eq!(key.field(&vec![0; MAX_KEY_BYTES - 2]), Ok(()));
+        assert_eq!(key.written().len(), MAX_KEY_BYTES);
+        assert_eq!(key.fixed([0]), Err(KeyTooLong));
+        key.clear();
+        assert_eq!(key.count(70_000), Err(KeyTooLong));
+        assert_eq!(key.written(), b"");
     }
 }

@@ -64,7 +64,7 @@ impl Asked<'_> {
         let original = original_uri(parts);
         let lines = &Lines::of(rule, &parts.headers);
         let input = KeyInput { class, parts, lines, original, generation, vary, extra };
-        with_scratch(|scratch| input.write(rule, scratch).ok().map(|()| scratch.as_slice().into()))
+        with_scratch(|scratch| input.write(rule, scratch).ok().map(|()| scratch.written().into()))
     }
 }
 

@@ -10,6 +10,7 @@ use super::page::Reply;
 use crate::cache::Entry;
 use crate::http::key::{KeyInput, Lines, MethodClass};
 use crate::http::vary::VarySpec;
+use crate::http::writer::KeyWriter;
 
 /// What the store has for a request.
 pub(super) struct Found {
@@ -19,11 +20,11 @@ pub(super) struct Found {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<KeyWriter> = const { RefCell::new(KeyWriter::new()) };
 }
 
 /// Lends a place to write keys to: a hit needs no key of its own, and others one allocation.
-pub(super) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+pub(super) fn with_scratch<T>(write: impl FnOnce(&mut KeyWriter) -> T) -> T {
     SCRATCH.with_borrow_mut(write)
 }
 
@@ -43,7 +44,7 @@ pub(super) fn look(
         loop {
             let input = KeyInput { class, parts, lines, original, generation, vary: &spec, extra };
             input.write(&guard.settings.rule, scratch).ok()?;
-            let entry = guard.shelf().find(scratch.as_slice());
+            let entry = guard.shelf().find(scratch.written());
             match entry.as_ref().map(|entry| &entry.value) {
                 Some(Reply::Varies(signpost)) if spec.is_empty() && guard.still_points(entry.as_ref()) => {
                     spec = signpost.spec.clone();

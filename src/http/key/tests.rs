@@ -40,7 +40,8 @@ impl Case {
         let lines: Vec<_> = self.headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
         parts.headers = map(&lines);
         let original = self.original.as_ref().map(|uri| uri.parse::<Uri>().unwrap());
-        let mut out = b"left over".to_vec();
+        let mut key = KeyWriter::new();
+        key.field(b"left over").unwrap();
         let class = if self.head { MethodClass::Head } else { MethodClass::Get };
         let input = KeyInput {
             class,
@@ -51,8 +52,8 @@ impl Case {
             vary: &vary.without_keyed(rule),
             extra: &self.extra,
         };
-        let result = input.write(rule, &mut out);
-        result.map(|()| out.clone()).inspect_err(|_| assert!(out.is_empty()))
+        let result = input.write(rule, &mut key);
+        result.map(|()| key.written().to_vec()).inspect_err(|_| assert!(key.written().is_empty()))
     }
 
     fn key(&self) -> Vec<u8> {
