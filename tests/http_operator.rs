@@ -106,9 +106,15 @@ async fn an_invalidation_wins_over_what_is_under_way() {
         );
         let leader = site.lead(get("/")).await;
         invalidate(&site.guard);
+        let after = site.start(get("/"));
+        let boarded = || {
+            let flights = site.guard.stats().flights;
+            flights.coalesced + flights.loads
+        };
+        until(|| boarded() == 2).await;
         site.open(2);
         assert_eq!(all(vec![leader]).await[0].body, "1");
-        assert_eq!(site.ask(get("/")).await.body, "2");
+        assert_eq!(all(vec![after]).await[0].body, "2", "it came after the invalidation");
         assert_eq!(site.ask(get("/")).await.body, "2");
     }
 }

@@ -422,6 +422,55 @@ async fn section_4_3_5_a_head_freshens_what_is_stored() {
     assert_eq!((got.body.as_str(), got.header("x-kind"), site.runs()), ("1", Some("head"), 2));
 }
 
+/// Without a validator a HEAD tells nothing of the body that is stored, which is as old as it is.
+#[tokio::test]
+async fn section_4_3_5_a_head_without_a_validator_makes_nothing_younger() {
+    for (get_says, head_says, tagged) in [
+        // The operator's own time to live.
+        ("", "", false),
+        ("max-age=5", "max-age=5", false),
+        ("max-age=5, stale-if-error=600", "max-age=5, stale-if-error=600", false),
+        ("max-age=5, must-revalidate", "max-age=600", false),
+        ("max-age=5, must-revalidate", "max-age=600", true),
+    ] {
+        let site = Site::new(
+            |guard| guard,
+            move |call: Call| {
+                let is_head = call.parts.method == "HEAD";
+                let mut headers = vec![("cache-control", if is_head { head_says } else { get_says })];
+                headers.extend((tagged && !is_head).then_some(TAG));
+                std::future::ready(answer(
+                    200,
+                    &headers,
+                    if is_head { "0".into() } else { call.run.to_string() },
+                ))
+            },
+        );
+        for round in 0..3 {
+            let got = site.ask(get("/")).await;
+            assert_eq!(got.body, (2 * round + 1).to_string(), "{get_says}, {head_says}, {tagged}");
+            site.clock.advance(secs(6));
+            site.ask(head("/")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn section_4_3_5_a_head_without_a_validator_lengthens_a_life_and_keeps_its_age() {
+    let site = Site::new(StampedeGuardBuilder::coalesce_only, |call: Call| {
+        let says = if call.parts.method == "HEAD" { "max-age=20" } else { "max-age=5" };
+        std::future::ready(answer(200, &[("cache-control", says)], call.run.to_string()))
+    });
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    site.ask(head("/")).await;
+    site.clock.advance(secs(13));
+    let got = site.ask(get("/")).await;
+    assert_eq!((got.body.as_str(), got.header("age")), ("1", Some("19")));
+    site.clock.advance(secs(1));
+    assert_eq!(site.ask(get("/")).await.body, "3");
+}
+
 #[tokio::test]
 async fn section_4_3_5_a_head_that_tells_of_another_response_voids_what_is_stored() {
     for other in [("etag", "\"v2\""), ("content-length", "77")] {

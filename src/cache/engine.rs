@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::entry::{Arrival, Destination, Entry, Storing};
+use super::entry::{Arrival, Destination, Entry, Receipt, Storing};
 use super::generations::{Born, Mark, mark_of};
 use super::loaded::{LoadContext, Loaded};
 #[cfg(feature = "redis")]
@@ -323,9 +323,6 @@ where
         cost: Duration,
     ) -> Destination<K, V> {
         let ttl = loaded.ttl.unwrap_or(self.life.ttl);
-        if loaded.uncacheable || ttl.is_zero() {
-            return Destination::WaitersOnly;
-        }
         let or = |own: Option<Duration>, default: Duration| bounded(own.unwrap_or(default));
         let life = Lifetime {
             ttl: bounded(ttl),
@@ -340,6 +337,9 @@ where
             let own = loaded.tags.iter().map(mark_of);
             Some(kept.into_iter().flat_map(|tags| tags.iter().copied()).chain(own).collect())
         };
+        if loaded.uncacheable || ttl.is_zero() {
+            return Destination::WaitersOnly(Receipt::new(born, tags));
+        }
         Destination::Shelf(Box::new(Storing { tags, ..Storing::new(life, cost, born) }))
     }
 }

@@ -43,14 +43,15 @@ pub(crate) struct Arrival<K, V> {
 #[derive(Clone, Debug)]
 pub(crate) enum Destination<K, V> {
     /// It comes from the shelf.
-    Nowhere,
+    Nowhere(Receipt),
     /// It comes from the shelf, is past its freshness, and the next load of its key is not due yet.
     BackingOff {
         /// When it was stored.
         stored: Tick,
+        receipt: Receipt,
     },
     /// It is for those who wait alone, and voids what the shelf has.
-    WaitersOnly,
+    WaitersOnly(Receipt),
     /// Under the flight's key.
     Shelf(Box<Storing>),
     /// Under these keys, each with the value that goes there; the last is the arrival's own.
@@ -58,6 +59,19 @@ pub(crate) enum Destination<K, V> {
     Shelves(Vec<(K, V, Storing)>),
     /// It has landed, wherever it was bound for.
     Landed(Receipt),
+}
+
+impl<K, V> Destination<K, V> {
+    /// Nothing before it has landed.
+    pub(crate) fn receipt(&self) -> Option<&Receipt> {
+        match self {
+            Self::Nowhere(receipt)
+            | Self::BackingOff { receipt, .. }
+            | Self::WaitersOnly(receipt)
+            | Self::Landed(receipt) => Some(receipt),
+            Self::Shelf(_) | Self::Shelves(_) => None,
+        }
+    }
 }
 
 /// What those who waited for a value are told of its load.
@@ -92,6 +106,17 @@ pub(crate) struct Stamp {
     pub(crate) token: Token,
     /// How the flight came by the value, if not by its own load.
     pub(crate) outcome: Option<Outcome>,
+}
+
+impl Receipt {
+    pub(crate) fn new(born: Born, tags: Option<Arc<[Mark]>>) -> Self {
+        Self {
+            born,
+            tags,
+            #[cfg(feature = "redis")]
+            outcome: None,
+        }
+    }
 }
 
 impl Storing {
@@ -157,6 +182,11 @@ impl<V> Entry<V> {
     #[inline]
     pub(super) fn is_valid(&self, generations: &Generations) -> bool {
         generations.is_valid(self.born, self.tags().map(|tags| &**tags))
+    }
+
+    /// What those who get its value from a flight are told.
+    pub(crate) fn receipt(&self) -> Receipt {
+        Receipt::new(self.born, self.tags().cloned())
     }
 
     pub(super) fn tags(&self) -> Option<&Arc<[Mark]>> {

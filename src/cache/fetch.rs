@@ -15,8 +15,7 @@ use tokio::time::{Sleep, sleep};
 use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, refresh};
 #[cfg(feature = "redis")]
 use super::entry::Receipt;
-use super::entry::{Arrival, Destination, Entry};
-use super::generations::Born;
+use super::entry::{Destination, Entry};
 use super::store::Kept;
 use crate::clock::Tick;
 use crate::error::LoadError;
@@ -351,12 +350,6 @@ where
         Err(error)
     }
 
-    /// True if what landed began before an invalidation that this call, of the time `mine`, came after.
-    fn is_void(&self, mine: Born, arrival: &Arrival<K, V>) -> bool {
-        let Destination::Landed(load) = &arrival.bound_for else { return false };
-        self.engine().shelf.generations.is_void_for(mine, load.born, load.tags.as_deref())
-    }
-
     /// `None` if the call is in the air again: what landed is not for it.
     fn landed(&mut self, landed: CacheLanded<'a, K, V, E, S, L>) -> Option<Answer<V, E>> {
         let arrival = match landed.result {
@@ -365,7 +358,7 @@ where
         };
         if L::ALONE
             && let Some((source, miss)) = landed.unused
-            && arrival.as_ref().is_none_or(|arrival| self.is_void(miss.born, arrival))
+            && arrival.as_ref().is_none_or(|arrival| self.engine().shelf.is_void_for(miss.born, arrival))
         {
             self.run = Run::new(miss.flights, source, miss, FirstPoll::Inline);
             return None;
@@ -376,12 +369,12 @@ where
             return Some(Ok(None));
         };
         let outcome = match (arrival.bound_for, landed.role) {
-            (Destination::BackingOff { stored }, _) => {
+            (Destination::BackingOff { stored, .. }, _) => {
                 self.engine().stale_since(Some(stored), StaleReason::BackingOff)
             }
             (bound_for, role) => {
                 let outcome = match (bound_for, role) {
-                    (Destination::Nowhere, Role::Leader) => Outcome::Hit,
+                    (Destination::Nowhere(_), Role::Leader) => Outcome::Hit,
                     #[cfg(feature = "redis")]
                     (Destination::Landed(Receipt { outcome: Some(from), .. }), role)
                         if role == Role::Leader || matches!(from, Outcome::Stale { .. }) =>

@@ -28,7 +28,7 @@ pub use store::{Moka, Store};
 #[cfg(feature = "layer")]
 pub(crate) use self::{
     builder::check_jitter,
-    entry::{Arrival, Destination, Entry, Storing},
+    entry::{Arrival, Destination, Entry, Receipt, Storing},
     generations::{Born, Mark, mark_of},
     shelf::{Shelf, ShelfConfig},
     store::StoreKind,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::departures::{Departures, EvictionListener};
 use super::entry::{Arrival, Destination, Entry, Storing};
-use super::generations::Generations;
+use super::generations::{Born, Generations};
 use super::store::{AnyStore, Kept, StoreKind, Weigher};
 #[cfg(feature = "redis")]
 use crate::clock::Tick;
@@ -153,6 +153,13 @@ where
         found.and_then(Kept::into_entry).filter(|entry| entry.is_valid(&self.generations))
     }
 
+    /// Whether a caller of the time `mine` must not have `arrival`, for which it waited: it was invalidated before the
+    /// caller came.
+    pub(crate) fn is_void_for(&self, mine: Born, arrival: &Arrival<K, V>) -> bool {
+        let receipt = arrival.bound_for.receipt();
+        receipt.is_some_and(|load| self.generations.is_void_for(mine, load.born, load.tags.as_deref()))
+    }
+
     /// True if `entry`, found earlier, may stand in for a load that failed or is slow.
     pub(crate) fn covers_failure(&self, entry: &Entry<V>) -> bool {
         entry.times().is_some_and(|times| times.covers_failure(self.timeline.now()))
@@ -180,10 +187,10 @@ where
             Freshness::Fresh | Freshness::RefreshEarly
                 if seen.is_none_or(|seen| found.is_newer_than(seen)) =>
             {
-                Destination::Nowhere
+                Destination::Nowhere(found.receipt())
             }
             Freshness::Stale { refresh: false } | Freshness::IfError { load: false } if seen.is_some() => {
-                Destination::BackingOff { stored: found.times()?.stored }
+                Destination::BackingOff { stored: found.times()?.stored, receipt: found.receipt() }
             }
             _ => return None,
         };
@@ -301,10 +308,10 @@ where
             Err(_) => return Write::Nothing.into(),
         };
         let write = match &mut arrival.bound_for {
-            Destination::Nowhere | Destination::BackingOff { .. } | Destination::Landed(_) => {
+            Destination::Nowhere(_) | Destination::BackingOff { .. } | Destination::Landed(_) => {
                 return Write::Nothing.into();
             }
-            Destination::WaitersOnly => return Write::Remove.into(),
+            Destination::WaitersOnly(_) => return Write::Remove.into(),
             Destination::Shelf(storing) => {
                 let (key, value) = (key.clone(), arrival.value.clone());
                 let kept = self.entry(&key, value, storing);
@@ -381,5 +388,57 @@ where
 
     fn settled(&self, change: Change<K, V>) {
         self.made(change);
+    }
+}
+
+#[cfg(all(test, not(any(stampede_loom, stampede_shuttle))))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cache::generations::mark_of;
+    use crate::policy::Lifetime;
+
+    #[test]
+    fn what_spares_a_load_is_void_for_who_comes_after_an_invalidation_of_its_tag() {
+        let minute = Duration::from_secs(60);
+        let lifes = [
+            Lifetime::fresh_for(minute),
+            // Past its freshness, and backing off.
+            Lifetime { ttl: Duration::ZERO, stale_while_revalidate: minute, stale_if_error: minute },
+        ];
+        for life in lifes {
+            let shelf: Shelf<u64, u64> = Shelf::new(ShelfConfig {
+                store: StoreKind::default(),
+                capacity: 10,
+                weigher: None,
+                listener: None,
+                timeline: Timeline::new(None),
+                random: Random::new(Some(1)),
+                jitter: 0.0,
+                early: None,
+            });
+            let before = shelf.generations.born();
+            let tags = Some([mark_of("shoes")].into());
+            let storing = Storing { tags, ..Storing::new(life, Duration::ZERO, before) };
+            shelf.made({
+                let mut change = shelf.putting(1, 10, &storing);
+                shelf.make(&1, &mut change);
+                change
+            });
+            if life.ttl.is_zero() {
+                let mut change = Change::from(shelf.backing_off(&1));
+                shelf.make(&1, &mut change);
+                shelf.made(change);
+            }
+            let found = shelf.find(&1).unwrap();
+            let seen = found.clone();
+            let spared = shelf.spare_load(found, life.ttl.is_zero().then_some(&seen)).unwrap();
+            shelf.generations.invalidate(mark_of("hats"));
+            assert!(!shelf.is_void_for(shelf.generations.born(), &spared));
+            shelf.generations.invalidate(mark_of("shoes"));
+            assert!(shelf.is_void_for(shelf.generations.born(), &spared));
+            assert!(!shelf.is_void_for(before, &spared), "it waited already");
+        }
     }
 }

@@ -86,13 +86,28 @@ pub(crate) fn date(headers: &mut HeaderMap, received: SystemTime) {
     }
 }
 
-/// Whether the answer to a HEAD is about the stored response of a GET: the validators it has agree, and the length if
-/// it tells one (RFC 9111 section 4.3.5).
-pub(crate) fn head_agrees(stored: &HeaderMap, length: Option<u64>, answer: &HeaderMap) -> bool {
+/// What the answer to a HEAD tells of the stored response of a GET (RFC 9111 section 4.3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Both have the same validator: it is the same response.
+    Confirmed,
+    /// Nothing speaks against that, and nothing for it: bodies of one length are not one body.
+    Unconfirmed,
+    /// A validator differs, or the length that it tells.
+    Another,
+}
+
+pub(crate) fn heard(stored: &HeaderMap, length: Option<u64>, answer: &HeaderMap) -> Heard {
     let said = answer.get(CONTENT_LENGTH).map(|said| trim_ows(said.as_bytes()));
     let same_length =
         said.is_none_or(|said| length.is_some_and(|length| said == length.to_string().as_bytes()));
-    same_length && agrees(stored, answer)
+    if !same_length || !agrees(stored, answer) {
+        return Heard::Another;
+    }
+    // What the answer has of these agrees. A date does not speak for a response that has a tag.
+    let by_tag = answer.contains_key(ETAG);
+    let by_date = !stored.contains_key(ETAG) && single_date(answer, &LAST_MODIFIED).is_some();
+    if by_tag || by_date { Heard::Confirmed } else { Heard::Unconfirmed }
 }
 
 #[cfg(test)]
@@ -181,12 +196,26 @@ mod tests {
     }
 
     #[test]
-    fn a_head_tells_of_another_length() {
-        let stored = map(&[("etag", "\"a\"")]);
-        let agrees = |length: &str| head_agrees(&stored, Some(5), &map(&[("content-length", length)]));
-        assert!(agrees("5"));
-        assert!(!agrees("6") && !agrees("x"));
-        assert!(head_agrees(&stored, Some(5), &map::<&str>(&[])));
-        assert!(!head_agrees(&stored, None, &map(&[("content-length", "5")])));
+    fn a_head_confirms_by_a_validator_alone() {
+        let (then, later) = (at(-5), at(0));
+        let told =
+            |stored: &[(&str, &str)], answer: &[(&str, &str)]| heard(&map(stored), Some(5), &map(answer));
+        let (tag, date) = (("etag", "\"a\""), ("last-modified", then.as_str()));
+        assert_eq!(told(&[tag], &[tag]), Heard::Confirmed);
+        assert_eq!(told(&[tag, date], &[tag]), Heard::Confirmed);
+        assert_eq!(told(&[date], &[date, ("content-length", "5")]), Heard::Confirmed);
+        for (stored, answer) in [(&[][..], &[][..]), (&[tag], &[]), (&[tag, date], &[date]), (&[date], &[])] {
+            assert_eq!(told(stored, answer), Heard::Unconfirmed, "{stored:?} {answer:?}");
+        }
+        for (stored, answer) in [(&[][..], &[tag][..]), (&[date], &[tag, date]), (&[], &[date])] {
+            assert_eq!(told(stored, answer), Heard::Another, "{stored:?} {answer:?}");
+        }
+        assert_eq!(told(&[], &[("content-length", "5")]), Heard::Unconfirmed);
+        assert_eq!(told(&[tag], &[("etag", "\"b\"")]), Heard::Another);
+        assert_eq!(told(&[date], &[("last-modified", &later)]), Heard::Another);
+        for length in ["6", "x"] {
+            assert_eq!(told(&[tag], &[tag, ("content-length", length)]), Heard::Another);
+        }
+        assert_eq!(heard(&map(&[tag]), None, &map(&[tag, ("content-length", "5")])), Heard::Another);
     }
 }

@@ -14,8 +14,8 @@ use crate::cache::{Arrival, Destination, Entry, Mark};
 use crate::http::conditional::Conditionals;
 use crate::http::headers::strip_hop_by_hop;
 use crate::http::key::MethodClass;
-use crate::http::validate;
-use crate::http::verdict;
+use crate::http::validate::{self, Heard};
+use crate::http::verdict::{self, Lifetime as VerdictLife};
 
 impl<R, X> Lander<R, X>
 where
@@ -38,7 +38,8 @@ where
             } else {
                 Reply::Private
             };
-            return Arrival { value, bound_for: Destination::WaitersOnly };
+            let bound_for = Destination::WaitersOnly(self.receipt(page.tags.clone()));
+            return Arrival { value, bound_for };
         }
         let now = SystemTime::now();
         let headers = validate::updated(&page.headers, &head.headers, now);
@@ -66,27 +67,36 @@ where
         }
         let headers = validate::updated(&page.headers, answer, now);
         let verdict = verdict::judge(self.facts, status, &headers, &self.guard.settings.policy, now);
-        let is_same =
-            validate::head_agrees(&page.headers, page.recording.length(), answer) && page.is_complete();
         let same_variant = verdict.vary.without_keyed(&self.guard.settings.rule) == page.spec;
-        match verdict.store {
-            Some(life) if is_same && same_variant => {
-                let fresh = Page {
-                    status,
-                    headers,
-                    recording: Arc::clone(&page.recording),
-                    received: shelf.timeline.now(),
-                    age: life.age,
-                    revalidate: life.revalidate,
-                    tags: page.tags.clone(),
-                    key: Arc::clone(&page.key),
-                    spec: page.spec.clone(),
-                };
-                let fresh = fresh.with_age();
-                let storing = self.storing_page(&fresh, &life);
-                shelf.put(Arc::clone(&page.key), Reply::Page(fresh, None), &storing);
+        let heard = validate::heard(&page.headers, page.recording.length(), answer);
+        let (Some(life), true, true) = (verdict.store, same_variant, page.is_complete()) else {
+            return shelf.remove(&page.key);
+        };
+        let (received, life) = match heard {
+            Heard::Another => return shelf.remove(&page.key),
+            Heard::Confirmed => (shelf.timeline.now(), life),
+            // It does not make the body any younger, and is no validation.
+            Heard::Unconfirmed => {
+                let life = VerdictLife { age: page.age(shelf.timeline.now()), ..life };
+                if page.revalidate || life.is_over() {
+                    return;
+                }
+                (page.received, life)
             }
-            _ => shelf.remove(&page.key),
-        }
+        };
+        let fresh = Page {
+            status,
+            headers,
+            recording: Arc::clone(&page.recording),
+            received,
+            age: if heard == Heard::Confirmed { life.age } else { page.age },
+            revalidate: life.revalidate,
+            tags: page.tags.clone(),
+            key: Arc::clone(&page.key),
+            spec: page.spec.clone(),
+        };
+        let fresh = fresh.with_age();
+        let storing = self.storing_page(&fresh, &life);
+        shelf.put(Arc::clone(&page.key), Reply::Page(fresh, None), &storing);
     }
 }

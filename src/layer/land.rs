@@ -21,7 +21,7 @@ use super::page::{Page, Reply, respond_to_leader};
 use super::recording::{End, Reader, Recording};
 #[cfg(feature = "redis")]
 use super::shared::ForAll;
-use crate::cache::{Arrival, Born, Destination, Entry, Mark};
+use crate::cache::{Arrival, Born, Destination, Entry, Mark, Receipt};
 use crate::clock::Tick;
 use crate::error::{LoadError, TimedOut};
 use crate::event::Running;
@@ -152,7 +152,7 @@ where
             // Nobody reads it: what a HEAD brings answers HEADs.
             self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
             let is_shared = verdict.share == Share::Yes;
-            return Ok(if is_shared { for_waiters(page) } else { self.private() });
+            return Ok(if is_shared { self.for_waiters(page) } else { self.private() });
         }
         let stream = Stream { head, body, room, is_known: length.is_some(), recording, page, verdict };
         self.record(stream).await
@@ -258,7 +258,7 @@ where
             if let Ok(end) = tokio::time::timeout(wait, reader.ended()).await {
                 return match end {
                     // The store has it.
-                    End::Complete if is_the_stores => Ok(for_waiters(page)),
+                    End::Complete if is_the_stores => Ok(self.for_waiters(page)),
                     end => self.at_end(&end, page, &verdict),
                 };
             }
@@ -288,11 +288,17 @@ where
     pub(super) fn now(&self) -> Tick {
         self.guard.shelf().timeline.now()
     }
-}
 
-/// A page that those who wait get, and that is on the shelf already or nobody's to keep.
-pub(super) fn for_waiters(page: Arc<Page>) -> PageArrival {
-    Arrival { value: Reply::Page(page, None), bound_for: Destination::Nowhere }
+    /// What those who wait are told of a response with these tags.
+    pub(super) fn receipt(&self, tags: Option<Arc<[Mark]>>) -> Receipt {
+        Receipt::new(self.born, tags)
+    }
+
+    /// A page that those who wait get, and that is on the shelf already or nobody's to keep.
+    pub(super) fn for_waiters(&self, page: Arc<Page>) -> PageArrival {
+        let bound_for = Destination::Nowhere(self.receipt(page.tags.clone()));
+        Arrival { value: Reply::Page(page, None), bound_for }
+    }
 }
 
 /// A response that may be kept, its body unread.

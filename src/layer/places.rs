@@ -63,7 +63,7 @@ where
             matches!(entry.value, Reply::Checked(_)) && self.guard.shelf().judge(&entry) == Freshness::Fresh
         });
         if is_checked {
-            return Arrival { value: Reply::Private, bound_for: Destination::Nowhere };
+            return Arrival { value: Reply::Private, bound_for: Destination::Nowhere(self.receipt(None)) };
         }
         let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None);
         Arrival { value: Reply::Private, bound_for: Destination::Shelf(Box::new(storing)) }
@@ -86,7 +86,11 @@ where
             self.guard.shelf().remove(&page.key);
         }
         let places = self.places(&page, verdict);
-        let bound_for = if places.is_empty() { Destination::Nowhere } else { Destination::Shelves(places) };
+        let bound_for = if places.is_empty() {
+            Destination::Nowhere(self.receipt(page.tags.clone()))
+        } else {
+            Destination::Shelves(places)
+        };
         let value = if is_shared { Reply::Page(page, reader) } else { Reply::Checked(page) };
         Arrival { value, bound_for }
     }

@@ -399,9 +399,9 @@ impl Errand {
         if !self.guard.may_serve_stale(&stale) {
             return None;
         }
-        let (value, stored) = (stale.value.clone(), stale.times()?.stored);
+        let (value, stored, receipt) = (stale.value.clone(), stale.times()?.stored, stale.receipt());
         self.guard.shelf().put_back(Arc::clone(&self.address.key), stale);
-        Some(Arrival { value, bound_for: Destination::BackingOff { stored } })
+        Some(Arrival { value, bound_for: Destination::BackingOff { stored, receipt } })
     }
 
     /// Runs the handler for all in the background, with what a refresh carries of the request.

@@ -21,7 +21,7 @@ use super::guard::{Guarded, OnWaitTimeout, PageFlights};
 use super::load::{Failure, Own, PageArrival, PageLoad};
 use super::page::{Page, PageKey, Reply};
 use super::refusal::Refusal;
-use crate::cache::{Destination, Entry, Shelf};
+use crate::cache::{Born, Destination, Entry, Shelf};
 use crate::error::{LoadError, Overloaded, RemoteKind};
 #[cfg(feature = "redis")]
 use crate::event::StaleReason;
@@ -57,6 +57,8 @@ struct Waiting {
     facts: RequestFacts,
     address: Address,
     fallback: Option<Entry<Reply>>,
+    /// When it boarded.
+    born: Born,
 }
 
 type PageRun<S, B, R, X> = Run<
@@ -168,7 +170,8 @@ impl<S, B> Trip<S, B> {
             leader: None,
         };
         let run = Run::new(Arc::clone(guard.flights()), Owned(key), load, first_poll);
-        let waiting = Waiting { guard, conditionals, facts, address, fallback };
+        let born = guard.shelf().generations.born();
+        let waiting = Waiting { guard, conditionals, facts, address, fallback, born };
         Wait { waiting, run, limit: None, joins_only }
     }
 
@@ -312,6 +315,10 @@ impl Waiting {
     fn turn<S, B, R, X>(self, landed: PageLanded<S, B, R, X>, joined_only: bool) -> Turn<S, B, R, X> {
         let load = landed.unused.map(|(_, load)| load).or(landed.spared);
         match (landed.result, load) {
+            // Whoever comes after an invalidation is not served what began before it.
+            (Ok(arrival), Some(load)) if self.guard.shelf().is_void_for(self.born, &arrival) => {
+                Turn::Again(self.back(load))
+            }
             (Ok(arrival), Some(load)) => match arrival.value {
                 // What another's request brought is good for its own client alone.
                 Reply::Page(page, _) | Reply::Checked(page) if !self.guard.may_have(self.facts, &page) => {
@@ -431,7 +438,7 @@ impl Waiting {
     }
 
     fn back<S, B, R, X>(self, load: PageLoad<S, B, R, X>) -> Trip<S, B> {
-        let Self { guard, conditionals, facts, address, fallback } = self;
+        let Self { guard, conditionals, facts, address, fallback, .. } = self;
         let PageLoad { inner, request, .. } = load;
         Trip { guard, inner, request, conditionals, facts, address, joins: None, fallback }
     }

@@ -283,16 +283,19 @@ async fn an_invalidation_of_everything_during_a_load_wins() {
 
 #[tokio::test]
 async fn an_invalidation_of_a_tag_during_a_load_wins() {
-    let cache = builder().build().unwrap();
-    let (answer, load) = promise();
-    let before = in_the_air(cache.get_or_load_with(1, |_| load)).await;
-    cache.invalidate_tag("shoes");
-    let after = in_the_air(fetch(&cache, Ok(3))).await;
-    answer.send(Ok(Loaded::new(2).tags(["shoes"]))).unwrap();
-    assert_eq!(before.await.unwrap().value, 2);
-    assert_eq!(cache.get(&1), None);
-    assert_eq!(after.await.unwrap().value, 3, "what began before the invalidation is not for who came after");
-    assert_eq!(cache.get(&1), Some(3));
+    let tagged = || Loaded::new(2).tags(["shoes"]);
+    for loaded in [tagged(), tagged().uncacheable(), tagged().ttl(Duration::ZERO)] {
+        let cache = builder().build().unwrap();
+        let (answer, load) = promise();
+        let before = in_the_air(cache.get_or_load_with(1, |_| load)).await;
+        cache.invalidate_tag("shoes");
+        let after = in_the_air(fetch(&cache, Ok(3))).await;
+        answer.send(Ok(loaded)).unwrap();
+        assert_eq!(before.await.unwrap().value, 2);
+        assert_eq!(cache.get(&1), None);
+        assert_eq!(after.await.unwrap().value, 3, "what began before is not for who came after");
+        assert_eq!(cache.get(&1), Some(3));
+    }
 }
 
 #[tokio::test]

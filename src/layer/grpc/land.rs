@@ -13,7 +13,7 @@ use crate::http::headers::strip_hop_by_hop;
 use crate::http::verdict::{self, Share, Verdict};
 use crate::layer::body::GuardBody;
 use crate::layer::bounds::ResponseBody;
-use crate::layer::land::{Lander, Stream, for_waiters};
+use crate::layer::land::{Lander, Stream};
 use crate::layer::load::{Failure, Landing};
 use crate::layer::page::{Page, Reply};
 use crate::layer::recording::Recording;
@@ -54,11 +54,12 @@ where
                 if self.may_serve_stale() {
                     return Err(LoadError::Failed(Arc::new(Failure::ServerError)));
                 }
-                Ok(for_waiters(page))
+                Ok(self.for_waiters(page))
             }
             // What was stored is not so any more.
             Answer::Status(_) => {
-                Ok(Arrival { value: Reply::Page(page, None), bound_for: Destination::WaitersOnly })
+                let bound_for = Destination::WaitersOnly(self.receipt(page.tags.clone()));
+                Ok(Arrival { value: Reply::Page(page, None), bound_for })
             }
             Answer::Stream => Ok(self.private()),
             Answer::Truncated => Err(LoadError::Failed(Arc::new(Failure::Broken))),
