@@ -150,6 +150,18 @@ async fn rfc_5861_the_operator_caps_both_windows() {
     assert_eq!(site.ask(get("/")).await.body, "3");
 }
 
+/// RFC 5861 section 3.
+#[tokio::test]
+async fn a_head_that_is_served_stale_has_the_page_refreshed_by_a_get() {
+    let site = Site::new(shared_cache, numbered([("cache-control", "max-age=5, stale-while-revalidate=60")]));
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    assert_eq!(site.ask(head("/")).await.header("age"), Some("6"));
+    site.settled(2).await;
+    assert_eq!((site.runs(), site.last_seen().method.as_str()), (2, "GET"));
+    assert_eq!(site.ask(get("/")).await.body, "2");
+}
+
 #[tokio::test]
 async fn section_4_2_4_what_forbids_stale_forbids_it_after_every_failure() {
     for word in [

@@ -434,8 +434,7 @@ impl<S> GuardService<S> {
         let mut response = page.respond(class, &asking.conditionals, now);
         self.count_served(&entry, freshness, response.headers_mut());
         let due = matches!(freshness, Freshness::RefreshEarly | Freshness::Stale { refresh: true });
-        let may_refresh = class != MethodClass::Head && !asking.facts.principal_in_key;
-        Served::Answer(response, (due && may_refresh).then_some(entry))
+        Served::Answer(response, (due && !asking.facts.principal_in_key).then_some(entry))
     }
 
     /// Whether the client takes what nobody else would get any more.
@@ -445,7 +444,7 @@ impl<S> GuardService<S> {
     }
 
     /// Sends the request whose caller has its answer once more, in the background: what the handler needs of it,
-    /// and of its headers only those that the answer may depend on.
+    /// and of its headers only those that the answer may depend on. Of a HEAD becomes the GET that what is stored is of.
     fn refresh<B, R>(
         &self,
         class: MethodClass,
@@ -459,6 +458,10 @@ impl<S> GuardService<S> {
         R: ResponseBody,
     {
         let guard = &self.guard;
+        let class = class.stored();
+        if class == MethodClass::Get {
+            parts.method = Method::GET;
+        }
         let Some(address) = asking.address(guard, &parts, class) else { return };
         guard.carry_common(&mut parts.headers, &asking.spec);
         let key = Arc::clone(&address.key);

@@ -253,6 +253,34 @@ async fn a_deadline_bounds_its_own_caller_to_the_millisecond() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deadline_bounds_the_wait_for_the_message_too() {
+    let server = Server::new(guard(), |_| async { good() });
+    let started = tokio::time::Instant::now();
+    let never = Body::from_stream(futures_util::stream::pending::<Result<&'static [u8], Infallible>>());
+    let seen = server.call(patient("2S").map(|_| never)).await;
+    assert_eq!((seen.status(), started.elapsed()), (Some("4"), Duration::from_millis(1_980)));
+    assert_eq!(server.runs.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_its_deadline_a_caller_gets_an_old_reply_where_one_may_stand_in() {
+    for (window, status) in [(60, "0"), (0, "4")] {
+        let times = GrpcMethod::new().ttl(Duration::from_secs(1)).stale_if_error(Duration::from_secs(window));
+        let guard = StampedeGuard::builder().grpc_method_with(METHOD, times).build().unwrap();
+        let server = Server::new(guard, |run| async move {
+            if run > 1 {
+                std::future::pending::<()>().await;
+            }
+            good()
+        });
+        assert_eq!(server.call(ask()).await.status(), Some("0"));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let callers = join_all((0..2).map(|_| server.call(patient("3S")))).await;
+        assert!(callers.iter().all(|seen| seen.status() == Some(status)), "{window}: {callers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_takes_too_long_ends_for_all() {
     let times = GrpcMethod::new().load_timeout(Duration::from_secs(3));
     let guard = StampedeGuard::builder().grpc_method_with(METHOD, times).build().unwrap();

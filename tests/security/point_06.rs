@@ -125,15 +125,6 @@ async fn many_stale_hits_are_one_refresh() {
     assert_eq!((site.runs(), site.guard.stats().refreshes), (2, 1));
 }
 
-#[tokio::test]
-async fn a_head_sets_off_no_refresh() {
-    let site = Site::new(swr, numbered([("cache-control", "max-age=5")]));
-    stale(&site, get("/")).await;
-    site.ask(head("/")).await;
-    site.settled(1).await;
-    assert_eq!((site.runs(), site.guard.stats().refreshes), (1, 0));
-}
-
 async fn is_not_refreshed(opt: impl FnOnce(StampedeGuardBuilder) -> StampedeGuardBuilder, name: &str) {
     let site = Site::new(
         |builder| opt(swr(builder)),

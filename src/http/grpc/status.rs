@@ -39,9 +39,9 @@ pub(crate) enum Status {
 impl Status {
     /// The status in these headers or trailers, if there is one.
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
-        let value = headers.get(GRPC_STATUS)?.to_str().ok();
-        let number = value.and_then(|value| value.parse::<u8>().ok());
-        let code = Code::ALL.into_iter().find(|code| Some(*code as u8) == number);
+        let mut lines = headers.get_all(GRPC_STATUS).iter();
+        let (value, None) = (lines.next()?, lines.next()) else { return Some(Self::Error) };
+        let code = Code::ALL.into_iter().find(|code| *value == (*code as u8).to_string());
         Some(code.map_or(Self::Error, Self::Is))
     }
 
@@ -83,8 +83,12 @@ mod tests {
     #[test]
     fn only_zero_is_ok() {
         assert_eq!(status("0"), Some(Status::Is(Code::Ok)));
-        for value in ["1", "5", "16", "17", "256", "-0", "", "ok", "0 "] {
+        for value in ["1", "5", "16", "17", "256", "-0", "+0", "00", "", "ok", "0 "] {
             assert_eq!(status(value), Some(Status::Error), "{value:?}");
+        }
+        for twice in [["0", "0"], ["0", "5"]] {
+            let lines = twice.map(|value| ("grpc-status", value));
+            assert_eq!(Status::of(&map(&lines)), Some(Status::Error), "{twice:?}");
         }
         assert_eq!(Status::of(&HeaderMap::new()), None);
     }

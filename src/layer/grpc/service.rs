@@ -12,7 +12,9 @@ use tower::{BoxError, Service};
 use super::body::RequestBody;
 use super::methods::Methods;
 use super::read::read;
+use crate::cache::Entry;
 use crate::event::count_request;
+use crate::http::conditional::Conditionals;
 use crate::http::eligible::Present;
 use crate::http::grpc::{is_grpc, metadata, takes_part, timeout};
 use crate::http::key::{Lines, MethodClass};
@@ -20,7 +22,8 @@ use crate::http::writer::MAX_KEY_BYTES;
 use crate::layer::body::GuardBody;
 use crate::layer::bounds::{Inner, ResponseBody};
 use crate::layer::future::ResponseFuture;
-use crate::layer::guard::KeyExtra;
+use crate::layer::guard::{Guarded, KeyExtra};
+use crate::layer::page::Reply;
 use crate::layer::refusal::Refusal;
 use crate::layer::service::GuardService;
 
@@ -84,27 +87,51 @@ where
 {
     let deadline =
         timeout::patience(&parts.headers).and_then(|patience| Instant::now().checked_add(patience));
-    let message = match read(body, MAX_KEY_BYTES as u64).await {
+    let guard = Arc::clone(service.guard());
+    let read = match deadline {
+        None => read(body, MAX_KEY_BYTES as u64).await,
+        Some(deadline) => match timeout_at(deadline, read(body, MAX_KEY_BYTES as u64)).await {
+            Ok(read) => read,
+            Err(_) => return Ok(too_late(&guard, None)),
+        },
+    };
+    let message = match read {
         Ok(message) => message,
         Err(rest) => return service.pass_call(parts, RequestBody::replayed(rest)).await,
     };
     let mut key = KeyExtra::default();
     key.push(metadata::accepted(&parts.headers));
     key.push(&message);
-    let guard = Arc::clone(service.guard());
     let present = Present::default();
     let asked = {
         let lines = Lines::of(&guard.settings.rule, &parts.headers);
         service.ask(MethodClass::Unary, &parts, present, &lines, &key.0)
     };
+    let fallback = asked.as_ref().and_then(|(asking, entry)| {
+        let may_have =
+            |entry: &&Entry<Reply>| entry.value.page().is_some_and(|page| guard.may_have(asking.facts, page));
+        entry.as_ref().filter(may_have).cloned()
+    });
     let answered = service.take(MethodClass::Unary, parts, RequestBody::message(message), present, asked);
     match deadline {
         None => answered.await,
         // The call itself goes on for those who wait longer.
-        Some(deadline) => timeout_at(deadline, answered).await.unwrap_or_else(|_| {
-            guard.counters().refused.add();
-            count_request("refused");
-            Ok(Refusal::TooSlow.respond(MethodClass::Unary))
-        }),
+        Some(deadline) => {
+            timeout_at(deadline, answered).await.unwrap_or_else(|_| Ok(too_late(&guard, fallback)))
+        }
     }
+}
+
+/// The answer to a caller that waits no longer.
+fn too_late<R>(guard: &Guarded, fallback: Option<Entry<Reply>>) -> Response<GuardBody<R>> {
+    if let Some(entry) = fallback.filter(|entry| guard.may_serve_stale(entry))
+        && let Some(page) = entry.value.page()
+    {
+        guard.count_stale(&entry);
+        let now = guard.shelf().timeline.now();
+        return page.respond(MethodClass::Unary, &Conditionals::default(), now);
+    }
+    guard.counters().refused.add();
+    count_request("refused");
+    Refusal::TooSlow.respond(MethodClass::Unary)
 }
