@@ -1,6 +1,7 @@
 //! What happened to a request, and counting it.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "redis")]
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,7 +157,7 @@ impl<'a> Running<'a> {
     /// It has come to an end of its own.
     pub(crate) fn end(mut self, is_ok: bool, took: Duration) {
         if !std::mem::replace(&mut self.is_counted, true) {
-            count_load(if is_ok { "ok" } else { "error" }, took);
+            count_load(if is_ok { "ok" } else { "error" }, Some(took));
         }
     }
 }
@@ -164,19 +165,23 @@ impl<'a> Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.is_counted {
-            count_load(if std::thread::panicking() { "error" } else { "dropped" }, self.took());
+            // Perhaps it is the clock that panics.
+            let took = catch_unwind(AssertUnwindSafe(|| self.took())).ok();
+            count_load(if std::thread::panicking() { "error" } else { "dropped" }, took);
         }
     }
 }
 
-/// Counts one loader run and its duration.
+/// Counts one loader run, and its duration if that is known.
 #[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
 #[inline]
-fn count_load(result: &'static str, took: Duration) {
+fn count_load(result: &'static str, took: Option<Duration>) {
     #[cfg(feature = "metrics")]
     {
         metrics::counter!("stampede_loads_total", "result" => result).increment(1);
-        metrics::histogram!("stampede_load_seconds").record(took.as_secs_f64());
+        if let Some(took) = took {
+            metrics::histogram!("stampede_load_seconds").record(took.as_secs_f64());
+        }
     }
 }
 
@@ -267,6 +272,27 @@ mod tests {
         fn now(&self) -> Instant {
             self.0 + Duration::from_secs(self.1.fetch_add(1, Ordering::Relaxed))
         }
+    }
+
+    /// Works once.
+    struct Once(AtomicU64);
+
+    impl Clock for Once {
+        fn now(&self) -> Instant {
+            assert!(self.0.fetch_add(1, Ordering::Relaxed) < 2, "the clock is broken");
+            Instant::now()
+        }
+    }
+
+    #[test]
+    fn a_clock_that_panics_while_a_load_ends_ends_it_and_not_the_process() {
+        let timeline = Timeline::new(Some(Arc::new(Once(AtomicU64::new(0)))));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let running = Running::new(&timeline, true, true);
+            let took = running.took();
+            running.end(true, took);
+        }));
+        assert!(ended.is_err());
     }
 
     #[test]

@@ -151,3 +151,24 @@ async fn a_handler_runs_within_the_span_of_its_request_and_others_follow_from_it
     assert_eq!(body, "load");
     assert_eq!(first.await.unwrap().status(), 200);
 }
+
+#[tokio::test]
+async fn the_load_of_a_batch_runs_within_a_span_in_that_of_its_caller() {
+    let seen = Seen::default();
+    let listens = seen.listen(Level::INFO);
+    let cache: StampedeCache<u64, &str> = StampedeCache::builder().build().unwrap();
+    let load = |keys: Vec<u64>| {
+        let called_in = current();
+        async move {
+            tokio::task::yield_now().await;
+            assert_eq!(current(), called_in);
+            Ok(keys.into_iter().map(|key| (key, current())).collect())
+        }
+    };
+    let answers = cache.get_or_load_many([1, 2], load).instrument(info_span!("page")).await;
+    assert!(answers.values().all(|answer| matches!(answer, Ok("page"))), "{answers:?}");
+    drop(listens);
+    let _listens = seen.listen(Level::DEBUG);
+    let answers = cache.get_or_load_many([3], load).instrument(info_span!("page")).await;
+    assert!(matches!(answers[&3], Ok("load")), "{answers:?}");
+}

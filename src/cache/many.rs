@@ -27,6 +27,7 @@ use crate::error::{LoadError, Panicked, RemoteKind};
 use crate::event;
 use crate::flight::{self, Fault, Joint, Key, Lead, Owned, Value};
 use crate::sync::{self, Mutex};
+use crate::trace::LoadSpan;
 
 /// What a batch has for one of its keys, and what it took; no value if the loader left the key out.
 pub(super) struct Part<V, E> {
@@ -266,9 +267,10 @@ where
         }
         let Some(load) = load.take() else { return };
         let keys = seats.iter().map(|seat| seat.key.clone()).collect();
-        match catch_unwind(AssertUnwindSafe(|| load(keys))) {
+        let span = LoadSpan::new();
+        match catch_unwind(AssertUnwindSafe(|| span.within(|| load(keys)))) {
             Ok(load) => {
-                sync::spawn(fly(Arc::clone(flights), permit, load, seats));
+                sync::spawn(fly(Arc::clone(flights), permit, load, seats, span));
             }
             Err(payload) => {
                 let panic = Panicked::new(payload);
@@ -301,6 +303,7 @@ async fn fly<K, V, E, Fut>(
     permit: Option<OwnedSemaphorePermit>,
     load: Fut,
     mut seats: Vec<Seat<K, V, E>>,
+    span: LoadSpan,
 ) where
     K: Key,
     V: Value,
@@ -328,9 +331,12 @@ async fn fly<K, V, E, Fut>(
             }
         }));
         // As part of all its flights: a loader that asks for one of their keys would wait for itself.
-        let mut within = |cx: &mut Context<'_>| match &joint {
-            Some(joint) => joint.within(|| governed.as_mut().poll(cx)),
-            None => catch_unwind(AssertUnwindSafe(|| governed.as_mut().poll(cx))),
+        let mut within = |cx: &mut Context<'_>| {
+            let poll = || span.within(|| governed.as_mut().poll(cx));
+            match &joint {
+                Some(joint) => joint.within(poll),
+                None => catch_unwind(AssertUnwindSafe(poll)),
+            }
         };
         poll_fn(|cx| match within(cx) {
             Err(payload) => Poll::Ready(Some(Err(Panicked::new(payload)))),

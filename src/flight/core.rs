@@ -364,7 +364,7 @@ where
             self.counters.overloaded.add();
             return Err(LoadError::Overloaded(Overloaded::Waiters { max }));
         }
-        if std::mem::take(&mut state.unattended) {
+        if !state.standing && std::mem::take(&mut state.unattended) {
             self.leave_unattended();
         }
         state.unwanted = false;

@@ -148,6 +148,9 @@ where
         }
         let id = self.flights.table.id(place);
         self.link = lineage::link_to_current(id);
+        // Where there is no task to be had, the stack has to do.
+        let is_too_deep = self.link.as_ref().is_some_and(|link| link.is_deep()) && sync::can_spawn();
+        let context = context.filter(|_| !is_too_deep);
         load.within(id, &mut self.link, &self.span, |load| {
             load.pending = Some(plan.load(kept));
             if let Some(context) = context {

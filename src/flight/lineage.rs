@@ -15,6 +15,9 @@ use std::thread::Result;
 
 use crate::sync::{Arc, Mutex, thread_local};
 
+/// Up to so many loads are polled for the first time within each other.
+const DEEP: u32 = 64;
+
 /// One flight among all of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlightId {
@@ -30,6 +33,8 @@ pub(super) struct Link {
     /// Those that wait for the same load as this one.
     #[cfg(feature = "cache")]
     beside: Vec<FlightId>,
+    /// How many flights led to it.
+    depth: u32,
     /// The flight whose loader waits for this one.
     parent: Mutex<Option<Arc<Link>>>,
 }
@@ -40,8 +45,15 @@ impl Link {
             id,
             #[cfg(feature = "cache")]
             beside: Vec::new(),
+            depth: parent.as_ref().map_or(0, |parent| parent.depth + 1),
             parent: Mutex::new(parent),
         })
+    }
+
+    /// Whether its load is better polled in a task of its own: in its leader's poll it would be that of a load within a
+    /// load, and so on, and the last of a long chain would not find room on the stack.
+    pub(super) fn is_deep(&self) -> bool {
+        self.depth >= DEEP
     }
 
     fn is(&self, id: FlightId) -> bool {
@@ -143,7 +155,7 @@ impl Joint {
         let Lead(first) = leads.next()?;
         let beside = leads.map(|Lead(link)| link.id).collect();
         let parent = Mutex::new(Some(Arc::clone(first)));
-        Some(Self(Arc::new(Link { id: first.id, beside, parent })))
+        Some(Self(Arc::new(Link { id: first.id, beside, depth: first.depth, parent })))
     }
 
     /// Runs code of the load that they wait for.

@@ -42,8 +42,10 @@ pub(super) struct State<V, E> {
     pub(super) landed: bool,
     /// The first poll of the load, in its leader's own poll, is not over: the leader is here, without a slot.
     pub(super) boarding: bool,
-    /// Runs with nobody waiting and holds one of the `max_abandoned` places.
+    /// Holds one of the `max_abandoned` places: it runs with nobody waiting.
     pub(super) unattended: bool,
+    /// Started for nobody: it holds its place, and goes on, whoever comes to wait for it and goes away again.
+    pub(super) standing: bool,
     /// Nobody wants the load, which is being polled right now or must not be dropped where it was given up: whoever
     /// polls it drops it.
     pub(super) unwanted: bool,
@@ -67,6 +69,7 @@ impl<V, E> State<V, E> {
             landed: false,
             boarding,
             unattended: false,
+            standing: false,
             unwanted: false,
             waiters: Waiters::new(),
             load: None,
@@ -92,7 +95,7 @@ impl<K, V, E> Flight<K, V, E> {
     /// For nobody.
     #[cfg(feature = "cache")]
     pub(super) fn unattended(key: K, place: Place) -> Arc<Self> {
-        Self::with(key, place, State { unattended: true, ..State::new(false) })
+        Self::with(key, place, State { unattended: true, standing: true, ..State::new(false) })
     }
 
     pub(super) fn landing(&self) -> Option<Landing<V, E>>

@@ -748,6 +748,22 @@ fn a_refresh_outside_a_runtime_is_refused() {
 }
 
 #[tokio::test]
+async fn a_refresh_needs_nobody_and_goes_on_when_who_joined_it_goes_away() {
+    for on_abandon in [OnAbandon::Cancel, OnAbandon::Detach] {
+        let cache = builder().on_abandon(on_abandon).max_abandoned(1).build().unwrap();
+        let (answer, load) = promise();
+        assert!(cache.refresh(1, || load));
+        let passer_by = in_the_air(cache.get_or_load(1, || async { Ok(3) })).await;
+        assert!(!cache.refresh(2, || async { Ok(20) }), "the one place is taken still");
+        drop(passer_by);
+        answer.send(Ok(2)).unwrap();
+        until(|| cache.get(&1) == Some(2)).await;
+        assert_eq!(cache.stats().flights.abandoned, 0, "{on_abandon:?}");
+        assert!(cache.refresh(2, || async { Ok(20) }));
+    }
+}
+
+#[tokio::test]
 async fn refreshes_take_the_places_of_abandoned_loads_and_no_more() {
     let clock = ManualClock::new();
     let cache = sharp(&clock).stale_while_revalidate(TTL).max_abandoned(2).build().unwrap();

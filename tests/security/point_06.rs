@@ -8,7 +8,7 @@ use axum::{Extension, Router};
 use stampede_guard::{ManualClock, StampedeGuard, StampedeGuardBuilder};
 use tower::ServiceExt;
 
-use crate::site::{Call, Site, all, answer, get, head, numbered, read, secs, until, with};
+use crate::site::{Call, Site, all, answer, get, numbered, read, secs, until, with};
 
 fn swr(builder: StampedeGuardBuilder) -> StampedeGuardBuilder {
     builder.stale_while_revalidate(secs(60))

@@ -43,6 +43,27 @@ fn the_function_that_makes_the_loader_is_part_of_the_load() {
     assert_eq!(Caller::new(call).ready().unwrap(), 1);
 }
 
+/// Each load asks for the next key at its first poll.
+fn chain(flights: SingleFlight<u64, u64>, left: u64) -> futures_util::future::BoxFuture<'static, u64> {
+    Box::pin(async move {
+        let inner = flights.clone();
+        let load = || async move { Ok(if left == 0 { 0 } else { 1 + chain(inner, left - 1).await }) };
+        flights.run(left, load).await.unwrap()
+    })
+}
+
+#[tokio::test]
+async fn a_long_chain_of_loads_that_ask_at_once_finds_room_on_the_stack() {
+    let flights = SingleFlight::new();
+    assert_eq!(chain(flights.clone(), 2_000).await, 2_000);
+    assert_eq!((flights.in_flight(), flights.stats().loads), (0, 2_001));
+}
+
+#[test]
+fn a_chain_of_loads_that_are_ready_at_once_needs_no_runtime() {
+    assert_eq!(Caller::new(chain(SingleFlight::new(), 100)).ready(), 100);
+}
+
 #[tokio::test]
 async fn a_ring_of_loads_is_seen_however_long() {
     for (length, yields) in [(2, 0), (2, 1), (3, 1), (20, 0), (20, 1)] {
