@@ -120,6 +120,30 @@ async fn an_invalidation_wins_over_what_is_under_way() {
 }
 
 #[tokio::test]
+async fn what_was_voided_while_a_run_failed_is_not_served_in_its_place() {
+    for voided in [false, true] {
+        let site = Site::new(
+            |builder| shared_cache(builder).tag_header("cache-tag").stale_if_error(secs(60)),
+            |call: Call| async move {
+                call.gate().await;
+                let status = if call.run == 1 { 200 } else { 503 };
+                answer(status, &[("cache-control", "max-age=5"), ("cache-tag", "red")], call.run.to_string())
+            },
+        );
+        site.open(1);
+        site.ask(get("/")).await;
+        site.clock.advance(secs(6));
+        let asked = site.lead(get("/")).await;
+        if voided {
+            site.guard.invalidate_tag("red");
+        }
+        site.open(1);
+        let got = &all(vec![asked]).await[0];
+        assert_eq!(got.status.as_u16(), if voided { 503 } else { 200 });
+    }
+}
+
+#[tokio::test]
 async fn a_tag_voids_what_carries_it_and_no_client_sees_it() {
     let site = Site::new(
         |builder| shared_cache(builder).tag_header("Surrogate-Key"),

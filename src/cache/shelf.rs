@@ -160,6 +160,12 @@ where
         receipt.is_some_and(|load| self.generations.is_void_for(mine, load.born, load.tags.as_deref()))
     }
 
+    /// Whether `entry`, found earlier, has not been invalidated since.
+    #[cfg(feature = "layer")]
+    pub(crate) fn is_valid(&self, entry: &Entry<V>) -> bool {
+        entry.is_valid(&self.generations)
+    }
+
     /// True if `entry`, found earlier, may stand in for a load that failed or is slow.
     pub(crate) fn covers_failure(&self, entry: &Entry<V>) -> bool {
         entry.times().is_some_and(|times| times.covers_failure(self.timeline.now()))

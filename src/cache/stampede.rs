@@ -101,9 +101,9 @@ where
     ///
     /// # Panics
     ///
-    /// If a load is not ready at its first poll, outside a Tokio runtime, or on one without a timer (`enable_time`)
-    /// unless [`load_timeout`](StampedeCacheBuilder::load_timeout) is `None`. A loader's own panic is a
-    /// [`LoadError::Panicked`].
+    /// If a load is not ready at its first poll, outside a Tokio runtime. Where one has to be started in a task, for a
+    /// background refresh too, on a runtime without a timer (`enable_time`) unless
+    /// [`load_timeout`](StampedeCacheBuilder::load_timeout) is `None`. A loader's own panic is a [`LoadError::Panicked`].
     ///
     /// # Cancel safety
     ///

@@ -328,9 +328,10 @@ impl Guarded {
         }
     }
 
-    /// True if a page that is not fresh may be served in place of an error.
+    /// True if a page that is not fresh may be served in place of an error. It may have been voided since it was found.
     pub(super) fn may_serve_stale(&self, entry: &Entry<Reply>) -> bool {
         matches!(&entry.value, Reply::Page(page, _) if page.recording.is_sound())
+            && self.shelf().is_valid(entry)
             && !matches!(self.shelf().judge(entry), Freshness::Dead)
     }
 

@@ -58,7 +58,6 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortHan
 }
 
 /// True where [`spawn`] works.
-#[cfg(feature = "cache")]
 pub(crate) fn can_spawn() -> bool {
     true
 }

@@ -31,7 +31,6 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// True where [`spawn`] works.
-#[cfg(feature = "cache")]
 pub(crate) fn can_spawn() -> bool {
     tokio::runtime::Handle::try_current().is_ok()
 }

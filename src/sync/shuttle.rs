@@ -18,7 +18,6 @@ pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// True where [`spawn`] works.
-#[cfg(feature = "cache")]
 pub(crate) fn can_spawn() -> bool {
     true
 }
