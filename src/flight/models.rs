@@ -74,11 +74,13 @@ impl Drop for Alive {
 }
 
 impl Plan<u8, u64, Infallible> for Loads {
+    type Kept = ();
+
     fn recheck(&mut self, _: &u8) -> Option<u64> {
         self.cache.get()
     }
 
-    fn load(self) -> BoxLoad<u64, Infallible> {
+    fn load(self, (): &mut ()) -> BoxLoad<u64, Infallible> {
         let inner = &self.cache.0;
         let number = inner.loads.fetch_add(1, SeqCst) + 1;
         let alive = inner.alive.fetch_add(1, SeqCst) + 1;
@@ -314,7 +316,7 @@ fn a_load_that_somebody_wants_again_is_kept() {
         let flights = &cache.0.flights;
         let board = || flights.board(&mut Some((Owned(KEY), ())), Waker::noop());
         let Boarding::Leads(Hold::Flight(flight), ()) = board() else { panic!("nothing is in flight") };
-        let load = Loads { cache: cache.clone(), yields: false }.load();
+        let load = Loads { cache: cache.clone(), yields: false }.load(&mut ());
         flight.hand_over(load, Some(Waker::noop().clone()), None, crate::trace::LoadSpan::default());
         flight.driven_by(sync::spawn(async {}));
         let wanted_again = Arc::new(sync::AtomicBool::new(false));
