@@ -183,7 +183,7 @@ struct Run {
 /// What a load came to, for those who waited.
 #[derive(Clone, Copy, Debug)]
 enum Landing {
-    Value { value: u64, stored: Option<Entry> },
+    Value { entry: Entry, is_kept: bool },
     Failed(u64),
     Panicked,
 }
@@ -417,9 +417,7 @@ impl World {
     fn last_poll(&mut self, id: usize, before: usize, landing: Landing, leads: bool, answer: Poll<Answer>) {
         let Call { key, born, stale, falls_back, .. } = self.calls[&id];
         match landing {
-            Landing::Value { stored: Some(stored), .. }
-                if !leads && stored.born < born && !self.is_valid(&stored) =>
-            {
+            Landing::Value { entry, .. } if !leads && entry.born < born && !self.is_valid(&entry) => {
                 let Some(found) = self.find(key).filter(|_| self.linked(key).is_none()) else {
                     return self.board(id, before, answer);
                 };
@@ -435,8 +433,8 @@ impl World {
                 }
                 self.board(id, before, answer);
             }
-            Landing::Value { value, .. } => {
-                assert_fetched(answer, value, if leads { Outcome::Loaded } else { Outcome::Coalesced });
+            Landing::Value { entry, .. } => {
+                assert_fetched(answer, entry.value, if leads { Outcome::Loaded } else { Outcome::Coalesced });
             }
             Landing::Failed(_) | Landing::Panicked => {
                 let stands_in =
@@ -462,8 +460,8 @@ impl World {
         let run = self.runs.remove(&id).unwrap();
         self.stage.0.lock().unwrap()[id] = None;
         let now = self.now;
-        let bring =
-            |value, tagged| Landing::Value { value, stored: Some(Entry::new(value, now, tagged, run.born)) };
+        let brought = |value, tagged| Entry::new(value, now, tagged, run.born);
+        let bring = |value, tagged| Landing::Value { entry: brought(value, tagged), is_kept: true };
         let landing = match (end, run.stale) {
             (End::Failed, _) => Landing::Failed(value(id)),
             (End::Panicked, _) => Landing::Panicked,
@@ -471,12 +469,12 @@ impl World {
             (End::NotModified, Some(stale)) => bring(stale.value, stale.tagged),
             (End::Value | End::NotModified, None) | (End::Value, Some(_)) => bring(value(id), false),
             (End::Tagged, _) => bring(value(id), true),
-            (End::Uncacheable, _) => Landing::Value { value: value(id), stored: None },
+            (End::Uncacheable, _) => Landing::Value { entry: brought(value(id), false), is_kept: false },
         };
         if run.linked {
             match landing {
-                Landing::Value { stored: Some(entry), .. } => drop(self.entries.insert(run.key, entry)),
-                Landing::Value { stored: None, .. } => drop(self.entries.remove(&run.key)),
+                Landing::Value { entry, is_kept: true } => drop(self.entries.insert(run.key, entry)),
+                Landing::Value { is_kept: false, .. } => drop(self.entries.remove(&run.key)),
                 Landing::Failed(_) | Landing::Panicked => {
                     let worth_keeping = |entry: &Entry| now < entry.stored + TTL + IF_ERROR;
                     if self.find(run.key).as_ref().is_some_and(worth_keeping) {
