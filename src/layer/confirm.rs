@@ -68,20 +68,19 @@ where
         let headers = validate::updated(&page.headers, answer, now);
         let verdict = verdict::judge(self.facts, status, &headers, &self.guard.settings.policy, now);
         let same_variant = verdict.vary.without_keyed(&self.guard.settings.rule) == page.spec;
-        let heard = validate::heard(&page.headers, page.recording.length(), answer);
         let (Some(life), true, true) = (verdict.store, same_variant, page.is_complete()) else {
             return shelf.remove(&page.key);
         };
-        let (received, life) = match heard {
+        let (received, age, life) = match validate::heard(&page.headers, page.recording.length(), answer) {
             Heard::Another => return shelf.remove(&page.key),
-            Heard::Confirmed => (shelf.timeline.now(), life),
+            Heard::Confirmed => (shelf.timeline.now(), life.age, life),
             // It does not make the body any younger, and is no validation.
             Heard::Unconfirmed => {
                 let life = VerdictLife { age: page.age(shelf.timeline.now()), ..life };
                 if page.revalidate || life.is_over() {
                     return;
                 }
-                (page.received, life)
+                (page.received, page.age, life)
             }
         };
         let fresh = Page {
@@ -89,7 +88,7 @@ where
             headers,
             recording: Arc::clone(&page.recording),
             received,
-            age: if heard == Heard::Confirmed { life.age } else { page.age },
+            age,
             revalidate: life.revalidate,
             tags: page.tags.clone(),
             key: Arc::clone(&page.key),

@@ -61,8 +61,8 @@ use crate::layer::stats::GuardStats;
 ///
 /// The guard's own refusals are gRPC statuses. `grpc-timeout` bounds the wait of its own caller, from the head
 /// of its call on, who gets `DEADLINE_EXCEEDED` a little earlier, by a tenth and at most 20 ms, so that it arrives, or an
-/// old reply if one may stand in; the call goes on for the others and never learns of it. Too many waiters: `RESOURCE_EXHAUSTED`, with `grpc-retry-pushback-ms` and a
-/// `google.rpc.RetryInfo` of one second. A call that took longer than `load_timeout`: `DEADLINE_EXCEEDED`. A handler
+/// old reply if one may stand in; the call goes on for the others and never learns of it. Too many waiters:
+/// `RESOURCE_EXHAUSTED`, with `grpc-retry-pushback-ms` and a `google.rpc.RetryInfo` of one second. A call that took longer than `load_timeout`: `DEADLINE_EXCEEDED`. A handler
 /// that failed without a status, whose reply broke off, or that was dropped with its runtime: `UNAVAILABLE` to those who
 /// waited. A panic: `INTERNAL`.
 #[derive(Clone, Debug)]

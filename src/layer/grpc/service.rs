@@ -107,7 +107,7 @@ where
         let lines = Lines::of(&guard.settings.rule, &parts.headers);
         service.ask(MethodClass::Unary, &parts, present, &lines, &key.0)
     };
-    let fallback = asked.as_ref().and_then(|(asking, entry)| {
+    let fallback = asked.as_ref().filter(|_| deadline.is_some()).and_then(|(asking, entry)| {
         let may_have =
             |entry: &&Entry<Reply>| entry.value.page().is_some_and(|page| guard.may_have(asking.facts, page));
         entry.as_ref().filter(may_have).cloned()
