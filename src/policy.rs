@@ -54,6 +54,17 @@ impl Lifetime {
     }
 }
 
+/// A time to live with its jitter, which only ever shortens: uniform in `[ttl * (1 - jitter), ttl]`, with `random` uniform
+/// in `[0, 1)`.
+#[inline]
+pub(crate) fn shortened(ttl: Duration, jitter: f64, random: f64) -> Duration {
+    let ttl = nanos(ttl);
+    // In nanoseconds, which are cheaper to scale than a `Duration`. What jitter takes away is rounded down.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
+    let cut = (ttl as f64 * (jitter * random)) as u64;
+    Duration::from_nanos(ttl.saturating_sub(cut))
+}
+
 /// The moments of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Times {
@@ -91,14 +102,9 @@ const BACKOFF_START: Duration = Duration::from_millis(100);
 const BACKOFF_CAP: Duration = Duration::from_secs(30);
 
 impl Times {
-    /// The times of an entry stored now. Jitter only ever shortens: the freshness lifetime is uniform in
-    /// `[ttl * (1 - jitter), ttl]`, with `random` uniform in `[0, 1)`.
+    /// The times of an entry stored now, its time to live [`shortened`].
     pub(crate) fn new(now: Tick, life: &Lifetime, jitter: f64, random: f64, cost: Duration) -> Self {
-        let ttl = nanos(life.ttl);
-        // In nanoseconds, which are cheaper to scale than a `Duration`. What jitter takes away is rounded down.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
-        let cut = (ttl as f64 * (jitter * random)) as u64;
-        let fresh_until = Tick(now.0.saturating_add(ttl.saturating_sub(cut)));
+        let fresh_until = now.after(shortened(life.ttl, jitter, random));
         Self {
             stored: now,
             fresh_until,

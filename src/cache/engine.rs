@@ -276,6 +276,14 @@ where
         self.shared.get()
     }
 
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    fn is_shared(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return self.shared().is_some();
+        #[cfg(not(feature = "redis"))]
+        false
+    }
+
     /// How long a value that was inserted holds.
     pub(super) fn insert_life(&self) -> Lifetime {
         #[cfg(feature = "redis")]
@@ -322,6 +330,10 @@ where
         born: Born,
         cost: Duration,
     ) -> Destination<K, V> {
+        // As nearly every loader has it; what other instances are told is said in full.
+        if loaded.is_plain() && !self.is_shared() {
+            return Destination::Usual { born, cost };
+        }
         let ttl = loaded.ttl.unwrap_or(self.life.ttl);
         let or = |own: Option<Duration>, default: Duration| bounded(own.unwrap_or(default));
         let life = Lifetime {
@@ -398,7 +410,12 @@ where
 
     fn prepare(&self, key: &K, result: &mut Result<CacheLanding<K, V>, LoadError<E>>) -> Change<K, V> {
         match result {
-            Ok(Some(arrival)) => self.shelf.landing(key, Ok::<_, &mut LoadError<E>>(arrival)),
+            Ok(Some(arrival)) => {
+                if let Destination::Usual { born, cost } = arrival.bound_for {
+                    return self.shelf.keeping(key, arrival, &Storing::new(self.life, cost, born));
+                }
+                self.shelf.landing(key, Ok::<_, &mut LoadError<E>>(arrival))
+            }
             Ok(None) => Change::removal(),
             Err(error) => self.shelf.landing(key, Err(error)),
         }

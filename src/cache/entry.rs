@@ -52,6 +52,8 @@ pub(crate) enum Destination<K, V> {
     },
     /// It is for those who wait alone, and voids what the shelf has.
     WaitersOnly(Receipt),
+    /// Under the flight's key, for as long as is usual.
+    Usual { born: Born, cost: Duration },
     /// Under the flight's key.
     Shelf(Box<Storing>),
     /// Under these keys, each with the value that goes there; the last is the arrival's own.
@@ -69,7 +71,7 @@ impl<K, V> Destination<K, V> {
             | Self::BackingOff { receipt, .. }
             | Self::WaitersOnly(receipt)
             | Self::Landed(receipt) => Some(receipt),
-            Self::Shelf(_) | Self::Shelves(_) => None,
+            Self::Usual { .. } | Self::Shelf(_) | Self::Shelves(_) => None,
         }
     }
 }
@@ -142,6 +144,11 @@ impl Storing {
         }
     }
 
+    /// True if it says nothing but how long the value is fresh.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.life.has_windows() && self.tags.is_none() && self.is_jittered()
+    }
+
     /// True if jitter is still to shorten it.
     #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
     pub(super) fn is_jittered(&self) -> bool {
@@ -153,19 +160,20 @@ impl Storing {
 }
 
 impl<V> Entry<V> {
-    /// `lean`: nobody asks for its times, as long as it has no stale windows.
-    pub(super) fn new(value: V, times: Times, timeline: &Timeline, storing: &Storing, lean: bool) -> Self {
-        let lean = lean && !storing.life.has_windows() && storing.tags.is_none() && storing.is_jittered();
-        let more = (!lean).then(|| {
-            let tags = storing.tags.clone();
-            Arc::new(More {
-                times,
-                tags,
-                #[cfg(feature = "redis")]
-                token: storing.shared.map_or(0, |stamp| stamp.token),
-            })
+    /// One that has no use but its freshness, of which nobody asks when it began.
+    pub(super) fn plain(value: V, fresh_until: Option<Instant>, born: Born) -> Self {
+        Self { value, fresh_until, born, more: None }
+    }
+
+    pub(super) fn new(value: V, times: Times, timeline: &Timeline, storing: &Storing) -> Self {
+        let more = Arc::new(More {
+            times,
+            tags: storing.tags.clone(),
+            #[cfg(feature = "redis")]
+            token: storing.shared.map_or(0, |stamp| stamp.token),
         });
-        Self { value, fresh_until: timeline.instant_of(times.fresh_until), born: storing.born, more }
+        let fresh_until = timeline.instant_of(times.fresh_until);
+        Self { value, fresh_until, born: storing.born, more: Some(more) }
     }
 
     /// When its freshness ends; `None`: beyond the clock's range.

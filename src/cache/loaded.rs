@@ -76,6 +76,13 @@ impl<V> Loaded<V> {
         }
     }
 
+    /// Whether it is a value and no more.
+    pub(crate) fn is_plain(&self) -> bool {
+        let Self { value, ttl, stale_while_revalidate, stale_if_error, tags, uncacheable } = self;
+        let says_when = ttl.or(*stale_while_revalidate).or(*stale_if_error).is_some();
+        value.is_some() && !says_when && tags.is_empty() && !uncacheable
+    }
+
     /// How long this value is fresh, before jitter. Zero is [`uncacheable`](Self::uncacheable); more than 100
     /// years are 100 years.
     pub fn ttl(mut self, ttl: Duration) -> Self {

@@ -12,15 +12,11 @@ use super::departures::{Departures, EvictionListener};
 use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::{Born, Generations};
 use super::store::{AnyStore, Kept, StoreKind, Weigher};
-#[cfg(feature = "redis")]
-use crate::clock::Tick;
 use crate::clock::Timeline;
 use crate::deferred;
 use crate::error::LoadError;
 use crate::flight::{Fault, Key, Settle, Value};
-#[cfg(feature = "redis")]
-use crate::policy::Lifetime;
-use crate::policy::{EarlyRefresh, Freshness, Times};
+use crate::policy::{EarlyRefresh, Freshness, Times, shortened};
 use crate::rng::Random;
 
 pub(crate) struct Shelf<K, V> {
@@ -219,9 +215,7 @@ where
     /// A time to live with its jitter: `own`, or else the shelf's.
     #[cfg(feature = "redis")]
     pub(crate) fn jittered(&self, ttl: Duration, own: Option<f64>) -> Duration {
-        let (start, jitter) = (Tick(0), own.unwrap_or(self.jitter));
-        let times = Times::new(start, &Lifetime::fresh_for(ttl), jitter, self.random.unit(), ttl);
-        times.fresh_until.since(start)
+        shortened(ttl, own.unwrap_or(self.jitter), self.random.unit())
     }
 
     /// Stores `value` as of now.
@@ -238,10 +232,16 @@ where
     }
 
     fn entry(&self, key: &K, value: V, storing: &Storing) -> Kept<V> {
-        let (now, random) = (self.timeline.now(), self.random.unit());
+        let (now, random) = (self.timeline.instant(), self.random.unit());
         let jitter = if storing.is_jittered() { storing.jitter.unwrap_or(self.jitter) } else { 0.0 };
-        let times = Times::new(now, &storing.life, jitter, random, storing.cost);
-        self.weighed(key, Entry::new(value, times, &self.timeline, storing, self.early.is_none()))
+        let entry = if self.early.is_none() && storing.is_plain() {
+            Entry::plain(value, now.checked_add(shortened(storing.life.ttl, jitter, random)), storing.born)
+        } else {
+            let now = self.timeline.tick(now);
+            let times = Times::new(now, &storing.life, jitter, random, storing.cost);
+            Entry::new(value, times, &self.timeline, storing)
+        };
+        self.weighed(key, entry)
     }
 
     fn weighed(&self, key: &K, entry: Entry<V>) -> Kept<V> {
@@ -318,11 +318,11 @@ where
                 return Write::Nothing.into();
             }
             Destination::WaitersOnly(_) => return Write::Remove.into(),
+            Destination::Usual { .. } => unreachable!("whoever knows what is usual keeps it"),
             Destination::Shelf(storing) => {
-                let (key, value) = (key.clone(), arrival.value.clone());
-                let kept = self.entry(&key, value, storing);
-                arrival.bound_for = Destination::Landed(storing.receipt());
-                Write::Put(key, kept)
+                let (kept, landed) = self.keep(key, &arrival.value, storing);
+                arrival.bound_for = landed;
+                kept
             }
             Destination::Shelves(places) => {
                 let places = std::mem::take(places);
@@ -337,6 +337,19 @@ where
             }
         };
         write.into()
+    }
+
+    /// What a landing changes whose arrival is to be stored under the flight's key.
+    pub(super) fn keeping(&self, key: &K, arrival: &mut Arrival<K, V>, storing: &Storing) -> Change<K, V> {
+        let (kept, landed) = self.keep(key, &arrival.value, storing);
+        arrival.bound_for = landed;
+        kept.into()
+    }
+
+    fn keep(&self, key: &K, value: &V, storing: &Storing) -> (Write<K, V>, Destination<K, V>) {
+        let (key, value) = (key.clone(), value.clone());
+        let kept = self.entry(&key, value, storing);
+        (Write::Put(key, kept), Destination::Landed(storing.receipt()))
     }
 
     /// Makes a change, once. It may be done under a lock: of the user's code nothing runs but what stores cannot do

@@ -34,16 +34,17 @@ impl<K, V> Weighter<K, Kept<V>> for AsNoted {
 #[derive(Clone)]
 struct CarryOut;
 
-/// What an insert made leave.
+/// What an insert made leave: one entry, or none, as a rule.
 struct Carried<K, V> {
-    left: Vec<(K, Kept<V>)>,
+    first: Option<(K, Kept<V>)>,
+    others: Vec<(K, Kept<V>)>,
     /// Of these, how many for want of room. The others were replaced.
     evicted: usize,
 }
 
 impl<K, V> Default for Carried<K, V> {
     fn default() -> Self {
-        Self { left: Vec::new(), evicted: 0 }
+        Self { first: None, others: Vec::new(), evicted: 0 }
     }
 }
 
@@ -56,7 +57,11 @@ impl<K, V> Lifecycle<K, Kept<V>> for CarryOut {
     }
 
     fn on_evict(&self, carried: &mut Carried<K, V>, key: K, kept: Kept<V>) {
-        carried.left.push((key, kept));
+        if carried.first.is_none() {
+            carried.first = Some((key, kept));
+        } else {
+            carried.others.push((key, kept));
+        }
     }
 }
 
@@ -103,8 +108,9 @@ where
         self.cache.insert_with_lifecycle(key, kept, &mut carried);
         let (Some(departures), Some(own)) = (&self.departures, own) else { return };
         // The key's old entry goes before the new one, should that find no room itself.
-        let mut is_replaced = carried.left.len() > carried.evicted;
-        for (key, kept) in carried.left {
+        let left = usize::from(carried.first.is_some()) + carried.others.len();
+        let mut is_replaced = left > carried.evicted;
+        for (key, kept) in carried.first.into_iter().chain(carried.others) {
             let cause = if is_replaced && key == own {
                 is_replaced = false;
                 replaced
