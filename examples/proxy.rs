@@ -30,7 +30,7 @@ use clap::Parser;
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use stampede_guard::{StampedeGuard, StampedeGuardBuilder};
 use tokio::net::TcpListener;
 
@@ -123,6 +123,10 @@ fn address(given: &str) -> Result<SocketAddr, Failure> {
 
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// How long a connection to the origin is kept while nobody uses it. Many servers close theirs after 5 seconds; a
+/// request that meets that moment is lost.
+const IDLE: Duration = Duration::from_secs(2);
+
 /// The origin, and the connections to it.
 struct Upstream {
     scheme: Scheme,
@@ -137,7 +141,11 @@ impl Upstream {
         let (Some(scheme), Some(authority)) = (scheme, parts.authority) else {
             return Err("--origin must be of the form http://HOST:PORT".into());
         };
-        Ok(Self { scheme, authority, client: Client::builder(TokioExecutor::new()).build_http() })
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .build_http();
+        Ok(Self { scheme, authority, client })
     }
 
     async fn send(&self, request: Request) -> Result<Response, Failure> {
@@ -172,7 +180,13 @@ fn strip_connection(headers: &mut HeaderMap) {
 
 async fn forward(State(upstream): State<Arc<Upstream>>, request: Request) -> Response {
     upstream.send(request).await.unwrap_or_else(|error| {
-        eprintln!("the origin did not answer: {error}");
+        let mut whole = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            whole = format!("{whole}: {cause}");
+            source = cause.source();
+        }
+        eprintln!("the origin did not answer: {whole}");
         StatusCode::BAD_GATEWAY.into_response()
     })
 }

@@ -74,9 +74,25 @@ pub(crate) fn single_date(headers: &HeaderMap, name: &HeaderName) -> Option<Syst
     single(headers, name).ok().flatten().and_then(parse_date)
 }
 
-/// An HTTP date in any of its three formats (RFC 9110 section 5.6.7).
+/// An HTTP date in any of its three formats (RFC 9110 section 5.6.7), in any case (RFC 9111 section 4.2).
 fn parse_date(line: &[u8]) -> Option<SystemTime> {
-    httpdate::parse_http_date(std::str::from_utf8(line).ok()?).ok()
+    let line = std::str::from_utf8(line).ok()?;
+    let parsed = httpdate::parse_http_date(line);
+    parsed.or_else(|_| httpdate::parse_http_date(&in_proper_case(line))).ok()
+}
+
+/// A date as it ought to be written: zones in capitals, days and months with their first letter.
+fn in_proper_case(line: &str) -> String {
+    let mut proper = line.to_ascii_lowercase().replace("gmt", "GMT");
+    let mut is_within_word = false;
+    for (at, letter) in line.char_indices() {
+        let is_letter = letter.is_ascii_alphabetic();
+        if is_letter && !is_within_word {
+            proper[at..=at].make_ascii_uppercase();
+        }
+        is_within_word = is_letter;
+    }
+    proper
 }
 
 #[cfg(test)]
@@ -117,6 +133,24 @@ pub(crate) mod tests {
         assert_eq!(lifetime(&[("cache-control", "public"), ("expires", &expires)]), Some(30));
         assert_eq!(lifetime(&[("cache-control", "public")]), None);
         assert_eq!(lifetime(&[("cache-control", "max-age=x"), ("expires", &expires)]), Some(0));
+    }
+
+    #[test]
+    fn dates_are_read_in_any_case() {
+        for line in [
+            "sun, 06 nov 1994 08:50:07 gmt",
+            "SUN, 06 NOV 1994 08:50:07 GMT",
+            "Sun, 06 Nov 1994 08:50:07 gMt",
+            "sunday, 06-nov-94 08:50:07 gmt",
+            "SUN NOV  6 08:50:07 1994",
+        ] {
+            assert_eq!(lifetime(&[("expires", line)]), Some(30), "{line}");
+        }
+        for line in
+            ["sun, 06 nov 1994 08:50:07 utc", "sun, 06 növ 1994 08:50:07 gmt", "sun 06 nov 1994", "gmt"]
+        {
+            assert_eq!(lifetime(&[("expires", line)]), Some(0), "{line}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{
     CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, PRAGMA, PROXY_AUTHENTICATE, SET_COOKIE, WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::http::cache_control::ResponseDirectives;
 use crate::http::freshness::{MAX_LIFETIME, apparent_age, explicit_lifetime, heuristic_lifetime};
@@ -84,13 +84,14 @@ pub(crate) enum Share {
 pub(crate) enum NotShared {
     /// 1xx: not the final word, or another protocol.
     Informational,
-    /// 206 or `Content-Range`: not the whole.
+    /// 206, or `Content-Range` in bytes: not the whole. On other statuses than 206 and 416 that field means nothing (RFC
+    /// 9110 section 14.4), but a handler that cut a range out may have forgotten the status.
     Partial,
     /// 304: without the client's own conditions it answers nobody.
     NotModified,
     /// `Set-Cookie`.
     SetCookie,
-    /// `Clear-Site-Data`: it acts on the data that one client keeps.
+    /// `Clear-Site-Data`, which acts on the data that one client keeps, and no word that the response is fresh.
     ClearSiteData,
     /// `private`, with field names or without.
     Private,
@@ -102,9 +103,10 @@ pub(crate) enum NotShared {
     NoCache,
     /// `Vary: *`.
     VaryAny,
-    /// `WWW-Authenticate` or `Proxy-Authenticate`.
+    /// `WWW-Authenticate`; on a 407, `Proxy-Authenticate`. Elsewhere that field is the next proxy's, as
+    /// `Proxy-Authentication-Info` always is: both go no further, and the response does (RFC 9111 section 3.1).
     Challenge,
-    /// `Authentication-Info` or `Proxy-Authentication-Info`.
+    /// `Authentication-Info`.
     AuthenticationInfo,
     /// A status that blames the one client, and no word that it is fresh.
     ClientFault,
@@ -194,7 +196,7 @@ pub(crate) fn judge(
     let check = share == Share::No(NotShared::NoCache)
         && may_keep
         && vary.is_some()
-        && !is_personal(headers)
+        && !is_personal(status, headers)
         && !is_event_stream(headers)
         && !request.principal_in_key
         && can_ask();
@@ -241,16 +243,15 @@ fn not_shared(
     is_fresh: bool,
 ) -> Option<NotShared> {
     let directives = &word.directives;
-    let has = |name: &str| headers.contains_key(name);
     let reason = if status.is_informational() {
         NotShared::Informational
-    } else if status == StatusCode::PARTIAL_CONTENT || headers.contains_key(CONTENT_RANGE) {
+    } else if is_part(status, headers) {
         NotShared::Partial
     } else if status == StatusCode::NOT_MODIFIED {
         NotShared::NotModified
     } else if headers.contains_key(SET_COOKIE) {
         NotShared::SetCookie
-    } else if has("clear-site-data") {
+    } else if headers.contains_key("clear-site-data") && !is_fresh {
         NotShared::ClearSiteData
     } else if directives.private {
         // Even where the key holds the principal: `private` may mean one device, or one moment, of a user.
@@ -263,7 +264,7 @@ fn not_shared(
         NotShared::NoCache
     } else if varies_on_anything {
         NotShared::VaryAny
-    } else if has_challenge(headers) {
+    } else if has_challenge(status, headers) {
         NotShared::Challenge
     } else if has_authentication_info(headers) {
         NotShared::AuthenticationInfo
@@ -277,16 +278,24 @@ fn not_shared(
     Some(reason)
 }
 
-fn has_challenge(headers: &HeaderMap) -> bool {
-    headers.contains_key(WWW_AUTHENTICATE) || headers.contains_key(PROXY_AUTHENTICATE)
+fn is_part(status: StatusCode, headers: &HeaderMap) -> bool {
+    let is_in_bytes = |line: &HeaderValue| {
+        line.as_bytes().split_at_checked(6).is_some_and(|(unit, _)| unit.eq_ignore_ascii_case(b"bytes "))
+    };
+    status == StatusCode::PARTIAL_CONTENT || headers.get_all(CONTENT_RANGE).iter().any(is_in_bytes)
+}
+
+fn has_challenge(status: StatusCode, headers: &HeaderMap) -> bool {
+    headers.contains_key(WWW_AUTHENTICATE)
+        || (status == StatusCode::PROXY_AUTHENTICATION_REQUIRED && headers.contains_key(PROXY_AUTHENTICATE))
 }
 
 fn has_authentication_info(headers: &HeaderMap) -> bool {
-    headers.contains_key("authentication-info") || headers.contains_key("proxy-authentication-info")
+    headers.contains_key("authentication-info")
 }
 
-fn is_personal(headers: &HeaderMap) -> bool {
-    has_challenge(headers) || has_authentication_info(headers)
+fn is_personal(status: StatusCode, headers: &HeaderMap) -> bool {
+    has_challenge(status, headers) || has_authentication_info(headers)
 }
 
 /// `no-store`, unless `must-understand` stands beside it and the status is understood (RFC 9111 section 5.2.2.3).

@@ -99,13 +99,14 @@ own_client_alone! {
     vary_on_what_is_no_name: 200, [("vary", "accept encoding"), ("cache-control", "max-age=60")];
     www_authenticate: 200, [("www-authenticate", "Basic"), ("cache-control", "max-age=60")];
     www_authenticate_with_401: 401, [("www-authenticate", "Digest nonce=1"), ("cache-control", "max-age=60")];
-    proxy_authenticate: 200, [("proxy-authenticate", "Basic"), ("cache-control", "max-age=60")];
+    proxy_authenticate: 407, [("proxy-authenticate", "Basic"), ("cache-control", "max-age=60")];
     authentication_info: 200, [("authentication-info", "nextnonce=1"), ("cache-control", "max-age=60")];
-    proxy_authentication_info: 200, [("proxy-authentication-info", "x"), ("cache-control", "max-age=60")];
-    clear_site_data: 200, [("clear-site-data", "\"cache\""), ("cache-control", "max-age=60")];
+    clear_site_data: 200, [("clear-site-data", "\"cache\"")];
+    clear_site_data_that_is_stale_on_arrival: 200, [("clear-site-data", "\"cache\""), ("cache-control", "max-age=0")];
     partial_content: 206, [("content-range", "bytes 0-0/1"), ("cache-control", "max-age=60")];
     partial_content_of_no_range: 206, [("cache-control", "max-age=60")];
     content_range: 200, [("content-range", "bytes 0-0/1"), ("cache-control", "max-age=60")];
+    a_range_that_cannot_be_had: 416, [("content-range", "bytes */1"), ("cache-control", "max-age=60")];
     not_modified: 304, [("cache-control", "max-age=60"), ("etag", "\"v\"")];
     switching_protocols: 101, [("cache-control", "max-age=60")];
     early_hints: 103, [("cache-control", "max-age=60")];

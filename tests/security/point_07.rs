@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use crate::site::{Call, Site, all, answer, get, head, numbered, secs, with};
 
-const CONNECTION_LEVEL: [(&str, &str); 10] = [
+const CONNECTION_LEVEL: [(&str, &str); 12] = [
     ("connection", "close, X-One"),
     ("connection", "x-two"),
     ("keep-alive", "timeout=5"),
     ("proxy-connection", "keep-alive"),
     ("te", "trailers"),
     ("upgrade", "h2c"),
+    ("proxy-authenticate", "Basic"),
+    ("proxy-authentication-info", "nextnonce=1"),
     ("x-one", "1"),
     ("X-Two", "2"),
     ("x-kept", "3"),
@@ -40,6 +42,8 @@ async fn hop_by_hop_and_connection_named_fields_are_not_replayed() {
             "te",
             "upgrade",
             "transfer-encoding",
+            "proxy-authenticate",
+            "proxy-authentication-info",
             "x-one",
             "x-two",
         ] {

@@ -105,7 +105,36 @@ fn what_is_not_a_whole_final_answer_is_refused() {
     ] {
         refused(&of(status, &[("cache-control", "max-age=60")], &POLICY), reason);
     }
-    refused(&of(200, &[("content-range", "bytes 0-1/2")], &POLICY), NotShared::Partial);
+    refused(
+        &of(416, &[("cache-control", "max-age=60"), ("content-range", "bytes */2")], &POLICY),
+        NotShared::Partial,
+    );
+}
+
+#[test]
+fn what_says_nothing_of_a_client_keeps_no_answer_from_the_others() {
+    for (name, value) in [
+        // RFC 9110 section 14.4: only 206 and 416 give it a meaning.
+        ("content-range", "pages 1-2/3"),
+        // RFC 9111 section 3.1: not stored, while the response is.
+        ("proxy-authenticate", "Basic"),
+        ("proxy-authentication-info", "x"),
+    ] {
+        for status in [200, 404, 500] {
+            let verdict = of(status, &[("cache-control", "max-age=60"), (name, value)], &POLICY);
+            assert_eq!(verdict.share, Share::Yes, "{status} {name}");
+            assert!(verdict.store.is_some(), "{status} {name}");
+        }
+    }
+}
+
+#[test]
+fn site_data_is_cleared_by_a_shared_answer_only_while_said_to_be_fresh() {
+    let clears = ("clear-site-data", "\"cache\"");
+    refused(&of(200, &[clears], &POLICY), NotShared::ClearSiteData);
+    refused(&of(200, &[clears, ("cache-control", "max-age=0")], &POLICY), NotShared::ClearSiteData);
+    let fresh = of(200, &[clears, ("cache-control", "max-age=60")], &POLICY);
+    assert_eq!((fresh.share, fresh.store.is_some()), (Share::Yes, true));
 }
 
 #[test]
@@ -119,15 +148,15 @@ fn each_header_that_ties_an_answer_to_its_client_is_refused_in_spite_of_freshnes
         ("cache-control", "no-cache=\"set-cookie\"", NotShared::NoCache),
         ("vary", "accept, *", NotShared::VaryAny),
         ("www-authenticate", "Basic", NotShared::Challenge),
-        ("proxy-authenticate", "Basic", NotShared::Challenge),
         ("authentication-info", "x", NotShared::AuthenticationInfo),
-        ("proxy-authentication-info", "x", NotShared::AuthenticationInfo),
     ] {
         for status in [200, 404, 500] {
             let lines = [("cache-control", "public, max-age=60"), (name, value)];
             refused(&of(status, &lines, &POLICY), reason);
         }
     }
+    let lines = [("cache-control", "public, max-age=60"), ("proxy-authenticate", "Basic")];
+    refused(&of(407, &lines, &POLICY), NotShared::Challenge);
 }
 
 #[test]
