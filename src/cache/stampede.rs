@@ -70,6 +70,28 @@ impl<K, V, E> Clone for StampedeCache<K, V, E> {
     }
 }
 
+/// A cache with all its defaults: those of [`builder`](StampedeCache::builder).
+///
+/// ```
+/// use stampede_guard::StampedeCache;
+///
+/// #[derive(Default)]
+/// struct App {
+///     users: StampedeCache<u64, String>,
+/// }
+/// assert_eq!(App::default().users.get(&7), None);
+/// ```
+impl<K, V, E> Default for StampedeCache<K, V, E>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    E: Send + Sync + 'static,
+{
+    fn default() -> Self {
+        Self::builder().build().expect("every default is in its range")
+    }
+}
+
 impl<K, V, E> fmt::Debug for StampedeCache<K, V, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StampedeCache").field("flights", &self.flights).finish()
