@@ -19,6 +19,24 @@ fn shared_cache(builder: StampedeGuardBuilder) -> StampedeGuardBuilder {
     builder.coalesce_only().key_headers([])
 }
 
+#[tokio::test]
+async fn a_head_that_confirms_a_page_brings_its_tags() {
+    let site = Site::new(
+        |builder| shared_cache(builder).tag_header("cache-tag"),
+        |call: Call| {
+            let tag = if call.parts.method == "HEAD" { "blue" } else { "red" };
+            let headers = [("cache-control", "max-age=5"), ("etag", "\"v1\""), ("cache-tag", tag)];
+            std::future::ready(answer(200, &headers, call.run.to_string()))
+        },
+    );
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    site.ask(head("/")).await;
+    assert_eq!((site.ask(get("/")).await.body.as_str(), site.runs()), ("1", 2));
+    site.guard.invalidate_tag("blue");
+    assert_eq!(site.ask(get("/")).await.body, "3");
+}
+
 // RFC 9111 section 4.4, and by hand.
 
 #[tokio::test]

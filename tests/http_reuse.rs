@@ -5,14 +5,19 @@
 #[path = "security/site.rs"]
 mod site;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
+use axum::routing::get as on_get;
 use site::{
     Call, Got, Site, all, answer, data, frames, get, head, numbered, read, request, secs, until, with,
 };
-use stampede_guard::{OnWaitTimeout, StampedeGuardBuilder};
+use stampede_guard::{ManualClock, OnWaitTimeout, StampedeGuard, StampedeGuardBuilder};
+use tower::ServiceExt;
 
 const MINUTE: (&str, &str) = ("cache-control", "max-age=60");
 
@@ -160,6 +165,57 @@ async fn a_head_that_is_served_stale_has_the_page_refreshed_by_a_get() {
     site.settled(2).await;
     assert_eq!((site.runs(), site.last_seen().method.as_str()), (2, "GET"));
     assert_eq!(site.ask(get("/")).await.body, "2");
+}
+
+/// A router hands what its handler for HEAD is asked to that one, whatever the method says by then.
+#[tokio::test]
+async fn the_handler_for_head_does_not_replace_a_page() {
+    for (words, age) in [("max-age=5, stale-while-revalidate=60", 6), ("", 1)] {
+        let clock = ManualClock::new();
+        let builder =
+            StampedeGuard::builder().jitter(0.0).stale_while_revalidate(secs(60)).clock(clock.clone());
+        let guard = builder.build().unwrap();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&runs);
+        let page = move || async move { answer(200, &[("cache-control", words)], "the page") };
+        let no_page = move || async move {
+            counted.fetch_add(1, Ordering::SeqCst);
+            answer(200, &[("cache-control", words)], Body::empty())
+        };
+        let app: Router = Router::new().route("/", on_get(page).head(no_page)).layer(guard.clone());
+        let ask = |request| async { read(app.clone().oneshot(request).await.unwrap()).await.body };
+        assert_eq!(ask(get("/")).await, "the page");
+        clock.advance(secs(age));
+        ask(head("/")).await;
+        until(|| runs.load(Ordering::SeqCst) == 1 && guard.stats().in_flight == 0).await;
+        assert_eq!(ask(get("/")).await, "the page");
+    }
+}
+
+#[tokio::test]
+async fn heads_leave_a_failing_handler_alone_as_gets_do() {
+    for method in ["GET", "HEAD"] {
+        let site = failing(|builder| builder, "max-age=5, stale-if-error=600");
+        site.ask(get("/")).await;
+        site.clock.advance(secs(6));
+        for _ in 0..10 {
+            assert_eq!(site.ask(request(method, "/")).await.status, 200, "{method}");
+        }
+        assert_eq!(site.runs(), 2, "{method}");
+        // The pause is less than that.
+        site.clock.advance(secs(1));
+        assert_eq!(site.ask(request(method, "/")).await.status, 200, "{method}");
+        assert_eq!(site.runs(), 3, "{method}");
+    }
+}
+
+/// RFC 9110 section 8.6.
+#[tokio::test]
+async fn a_head_of_a_stored_204_tells_no_length() {
+    let site = Site::new(shared_cache, |_| async { answer(204, &[MINUTE], Body::empty()) });
+    site.ask(get("/")).await;
+    let got = site.ask(head("/")).await;
+    assert_eq!((got.status.as_u16(), got.header("content-length"), site.runs()), (204, None, 1));
 }
 
 #[tokio::test]
@@ -426,5 +482,37 @@ async fn section_3_3_a_part_is_never_stored_as_the_whole() {
         assert_eq!(site.ask(get("/")).await.body, body);
         // Not even the mark that such a response leaves keeps the next from being stored.
         site.clock.advance(secs(11));
+    }
+}
+
+#[tokio::test]
+async fn a_range_of_what_is_stale_goes_through() {
+    let control = ("cache-control", "max-age=10, stale-while-revalidate=60, stale-if-error=60");
+    let site = Site::new(shared_cache, numbered([control]));
+    site.ask(get("/")).await;
+    assert_eq!(site.ask(range("bytes=0-0")).await.status, 206);
+    site.clock.advance(secs(11));
+    assert_eq!(site.ask(range("bytes=0-0")).await.body, "2");
+    assert_eq!(site.last_seen().headers["range"], "bytes=0-0");
+}
+
+/// It is an error of the guard's own: caches further on are not to keep it in the page's place.
+#[tokio::test]
+async fn a_range_that_cannot_be_had_says_nothing_of_the_page() {
+    let said = [
+        ("cache-control", "public, max-age=60"),
+        ("cdn-cache-control", "max-age=60"),
+        ("expires", "Thu, 01 Jan 2099 00:00:00 GMT"),
+        ("content-encoding", "br"),
+        ("etag", "\"v1\""),
+        ("x-site", "shop"),
+    ];
+    let site = Site::new(shared_cache, numbered(said));
+    site.ask(get("/")).await;
+    let got = site.ask(range("bytes=7-")).await;
+    assert_eq!((got.status.as_u16(), got.header("content-range")), (416, Some("bytes */1")));
+    assert_eq!((got.header("cache-control"), got.header("x-site")), (Some("no-store"), Some("shop")));
+    for name in ["age", "cdn-cache-control", "content-encoding", "etag", "expires"] {
+        assert_eq!(got.header(name), None, "{name}");
     }
 }

@@ -4,11 +4,12 @@
 #[path = "security/site.rs"]
 mod site;
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Response};
-use site::{Call, Site, answer, get, secs, with};
+use site::{Call, Site, answer, data, frames, get, read, secs, until, with};
 use stampede_guard::StampedeGuardBuilder;
 
 type Lines = &'static [(&'static str, &'static str)];
@@ -332,4 +333,38 @@ async fn a_date_that_is_missing_is_the_time_of_arrival_and_stays() {
     let dated = self::site(200, own);
     let _: Response<Body> = dated.response(get("/")).await;
     assert_eq!(dated.ask(get("/")).await.header("date"), Some("Sat, 06 Nov 2094 08:49:30 GMT"));
+}
+
+#[tokio::test]
+async fn section_4_a_body_that_comes_late_takes_the_place_of_nothing_newer() {
+    let plain: Lines = &[("cache-control", "max-age=600")];
+    let varying: Lines = &[("cache-control", "max-age=600"), ("vary", "user-agent")];
+    let by = |client: &str| with(get("/"), "user-agent", client);
+    for (slow, newer) in [(plain, varying), (varying, plain), (plain, plain)] {
+        let (late, body) = frames(None);
+        let body = Arc::new(Mutex::new(Some(body)));
+        let site = Site::new(
+            |builder| builder.key_headers([]).max_body_wait(Duration::from_millis(10)),
+            move |call: Call| {
+                let body = body.lock().unwrap().take();
+                std::future::ready(match body {
+                    Some(body) => answer(200, slow, body),
+                    None => answer(200, newer, format!("new for {}", call.header("user-agent"))),
+                })
+            },
+        );
+        late.send(data("ol")).unwrap();
+        let old = site.response(by("a")).await;
+        // It has taken too long: others go on without it.
+        until(|| site.guard.stats().in_flight == 0).await;
+        site.clock.advance(secs(11));
+        site.ask(by("a")).await;
+        site.ask(by("b")).await;
+        late.send(data("d")).unwrap();
+        drop(late);
+        assert_eq!(read(old).await.body, "old");
+        for client in ["a", "b"] {
+            assert!(site.ask(by(client)).await.body.starts_with("new for"), "{slow:?} {newer:?} {client}");
+        }
+    }
 }

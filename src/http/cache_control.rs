@@ -153,7 +153,8 @@ fn set(slot: &mut Option<Duration>, value: Duration) {
 }
 
 /// Calls `visit` with the name and the argument of every directive, a quoted argument without its quotes (escapes
-/// inside left as they are: no argument that is read may hold one). False if a quote has no end.
+/// inside left as they are: no argument that is read may hold one). False if a quote has no end, or begins where none
+/// may: nobody can say what is inside of it.
 fn for_each_directive(headers: &HeaderMap, mut visit: impl FnMut(&[u8], Option<&[u8]>)) -> bool {
     headers.get_all(CACHE_CONTROL).iter().all(|line| {
         let mut rest = line.as_bytes();
@@ -164,6 +165,9 @@ fn for_each_directive(headers: &HeaderMap, mut visit: impl FnMut(&[u8], Option<&
             }
             let name;
             (name, rest) = split_word(rest);
+            if name.contains(&b'"') {
+                return false;
+            }
             let after_space = skip(rest, is_space);
             let [b'=', value @ ..] = after_space else {
                 visit(name, None);
@@ -179,6 +183,9 @@ fn for_each_directive(headers: &HeaderMap, mut visit: impl FnMut(&[u8], Option<&
                 (argument, rest) = (&quoted[..end], &quoted[end + 1..]);
             } else {
                 (argument, rest) = split_argument(value);
+                if argument.contains(&b'"') {
+                    return false;
+                }
             }
             visit(name, Some(argument));
         }

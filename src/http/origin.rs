@@ -4,6 +4,7 @@
 //! Comparing is done so that it rather finds one answer too many: hosts without case and default port. Forgetting
 //! an answer costs a load, keeping it may be wrong.
 
+use std::borrow::Cow;
 use std::hash::Hasher;
 
 use http::header::{CONTENT_LOCATION, HOST, LOCATION};
@@ -36,12 +37,13 @@ pub(crate) fn target<'a>(parts: &'a Parts, original: Option<&'a Uri>) -> Target<
 }
 
 /// The hashes of a target on whatever host, and on its own, so that equal targets give equal hashes: path and query
-/// byte for byte, host without case, user and default port.
+/// byte for byte but for an empty path, host without case, user and default port.
 pub(crate) fn hash_target<H: Hasher + Clone>(
     host: &[u8],
     path_and_query: &[u8],
     mut hasher: H,
 ) -> (u64, u64) {
+    let path_and_query = &*rooted(path_and_query);
     hasher.write_usize(path_and_query.len());
     hasher.write(path_and_query);
     let anywhere = hasher.clone().finish();
@@ -55,6 +57,15 @@ pub(crate) fn hash_target<H: Hasher + Clone>(
         hasher.write(lower);
     }
     (anywhere, hasher.finish())
+}
+
+/// Path and query with a path, which is `/` where it is empty (RFC 9110 section 4.2.3).
+pub(crate) fn rooted(path_and_query: &[u8]) -> Cow<'_, [u8]> {
+    if path_and_query.starts_with(b"?") {
+        Cow::Owned([b"/", path_and_query].concat())
+    } else {
+        Cow::Borrowed(path_and_query)
+    }
 }
 
 /// Path and query of what `Location` and `Content-Location` of a response point to, where that is of the same

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
+use http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE,
+};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::http::conditional::entity_tag;
@@ -79,6 +81,23 @@ fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
     is_strong && single_date(request, &IF_RANGE) == modified
 }
 
+/// Fields about a representation, and how long and to whom it may be served.
+const OF_THE_BODY: [&str; 13] = [
+    "age",
+    "cdn-cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-location",
+    "content-type",
+    "etag",
+    "expires",
+    "last-modified",
+    "pragma",
+    "surrogate-control",
+    "trailer",
+];
+
 /// Turns the head of a stored 200 into that of the answer to a request with `Range`.
 pub(crate) fn reduce(share: &Share, length: u64, headers: &mut HeaderMap) -> StatusCode {
     let (status, range, left) = match share {
@@ -89,6 +108,13 @@ pub(crate) fn reduce(share: &Share, length: u64, headers: &mut HeaderMap) -> Sta
         }
         Share::Nothing => (StatusCode::RANGE_NOT_SATISFIABLE, format!("bytes */{length}"), 0),
     };
+    if *share == Share::Nothing {
+        // An error of this cache's own making: what is said of the body does not go for it, nor for how long.
+        for name in OF_THE_BODY {
+            headers.remove(name);
+        }
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
     if let Ok(range) = HeaderValue::try_from(range) {
         headers.insert(CONTENT_RANGE, range);
     }
@@ -188,7 +214,9 @@ mod tests {
             map(&[("content-length", length), ("etag", "\"a\""), ("content-range", range)])
         };
         assert_eq!(reduced(Share::Part(2..6)), (206, head("4", "bytes 2-5/10")));
-        assert_eq!(reduced(Share::Nothing), (416, head("0", "bytes */10")));
+        let nothing =
+            [("content-length", "0"), ("cache-control", "no-store"), ("content-range", "bytes */10")];
+        assert_eq!(reduced(Share::Nothing), (416, map(&nothing)));
         assert_eq!(reduced(Share::Whole).0, 200);
     }
 }

@@ -56,7 +56,13 @@ where
     }
 
     /// The answer to a HEAD may be news of what is stored for GET (RFC 9111 section 4.3.5).
-    pub(super) fn heard_of_stored(&self, status: StatusCode, answer: &HeaderMap, now: SystemTime) {
+    pub(super) fn heard_of_stored(
+        &self,
+        status: StatusCode,
+        answer: &HeaderMap,
+        tags: Option<Arc<[Mark]>>,
+        now: SystemTime,
+    ) {
         let Some(Entry { value: Reply::Page(page, _), .. }) = &self.stale else { return };
         let shelf = self.guard.shelf();
         let is_there = shelf
@@ -90,7 +96,7 @@ where
             received,
             age,
             revalidate: life.revalidate,
-            tags: page.tags.clone(),
+            tags: tags.or_else(|| page.tags.clone()),
             key: Arc::clone(&page.key),
             spec: page.spec.clone(),
         };

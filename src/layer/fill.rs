@@ -93,11 +93,14 @@ where
     }
 
     fn end(&mut self, end: End, trailers: Option<http::HeaderMap>) {
+        // Its destructor is code of others: by then everybody knows of the end.
+        let body = self.body.take();
         // The store before those who wait: whoever learns of the end finds there what it came to.
         if let Some(keep) = self.keep.take() {
             keep.end(&end);
         }
         self.recording.finish(end, trailers);
+        drop(body);
     }
 
     /// True while somebody reads, or the store wants the body and it is not too slow in coming. A body that is too
@@ -134,14 +137,8 @@ where
                 return Poll::Pending;
             };
             match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
-                None => {
-                    self.body = None;
-                    self.complete(None);
-                }
-                Some(Err(error)) => {
-                    self.body = None;
-                    self.end(End::Failed(BrokenBody::new(error)), None);
-                }
+                None => self.complete(None),
+                Some(Err(error)) => self.end(End::Failed(BrokenBody::new(error)), None),
                 Some(Ok(Ok(data))) => {
                     let length = self.recording.recorded() + data.len() as u64;
                     self.recording.push(data);
@@ -151,7 +148,6 @@ where
                 }
                 Some(Ok(Err(frame))) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        self.body = None;
                         self.complete(Some(trailers));
                     }
                 }
@@ -199,7 +195,6 @@ where
         if this.is_wanted(has_grown, cx) {
             return Poll::Pending;
         }
-        this.body = None;
         this.end(End::Failed(BrokenBody::unexplained()), None);
         Poll::Ready(())
     }

@@ -29,7 +29,7 @@ use crate::http::syntax::words;
 use crate::http::vary::VarySpec;
 use crate::http::verdict::{self, HttpPolicy, RequestFacts};
 use crate::invalidation::Invalidation;
-use crate::policy::Freshness;
+use crate::policy::{Freshness, Lifetime};
 use crate::sync::RandomState;
 
 /// How long a key is known to be each client's own.
@@ -340,10 +340,31 @@ impl Guarded {
         entry.is_some_and(|entry| self.shelf().judge(entry) != Freshness::Dead)
     }
 
+    /// Puts off the next load of a page that a load elsewhere failed to replace, if it is there still.
+    pub(super) fn put_off(&self, seen: &Entry<Reply>) {
+        let Some(page) = seen.value.page() else { return };
+        if let Some(there) = self.shelf().find(&page.key)
+            && there.value.page().is_some_and(|found| Arc::ptr_eq(found, page))
+            && self.shelf().judge(&there) != Freshness::Dead
+        {
+            self.shelf().put_back(Arc::clone(&page.key), there);
+        }
+    }
+
     /// Takes the marker under `key` away, if there is one.
     pub(super) fn lift(&self, key: &PageKey) {
         if let Some(Reply::Private | Reply::Checked(_)) = self.shelf().find(key).map(|entry| entry.value) {
             self.shelf().remove(key);
+        }
+    }
+
+    /// Gives the marker under `key`, if there is one, its whole time again.
+    pub(super) fn renew(&self, key: &PageKey) {
+        let shelf = self.shelf();
+        if let Some(Reply::Private) = shelf.find(key).map(|entry| entry.value) {
+            let life = Lifetime::fresh_for(HIT_FOR_MISS);
+            let storing = Storing::new(life, Duration::ZERO, shelf.generations.born());
+            shelf.put(Arc::clone(key), Reply::Private, &storing);
         }
     }
 

@@ -38,6 +38,7 @@ pub(super) struct Lander<R, X> {
     pub(super) address: Address,
     asked: http::request::Parts,
     pub(super) stale: Option<Entry<Reply>>,
+    by_head: bool,
     /// What the request asks about, with conditions of the guard's own.
     asks_about: Option<Arc<Page>>,
     leader: Option<oneshot::Sender<Own<R, X>>>,
@@ -66,6 +67,7 @@ where
         address: Address,
         asked: http::request::Parts,
         stale: Option<Entry<Reply>>,
+        by_head: bool,
         asks_about: Option<Arc<Page>>,
         leader: Option<oneshot::Sender<Own<R, X>>>,
     ) -> Self {
@@ -76,6 +78,7 @@ where
             address,
             asked,
             stale,
+            by_head,
             asks_about,
             leader,
             born,
@@ -136,11 +139,13 @@ where
         strip_hop_by_hop(&mut headers);
         validate::date(&mut headers, now);
         if self.address.class == MethodClass::Head {
-            self.heard_of_stored(head.status, &headers, now);
+            self.heard_of_stored(head.status, &headers, tags.clone(), now);
         }
         let recording = Recording::new(length);
         let given = verdict.share == Share::Yes || verdict.check;
-        let room = if given { self.room(length) } else { None };
+        // A HEAD has no body, whatever length its answer tells.
+        let takes = if self.address.class == MethodClass::Head { Some(0) } else { length };
+        let room = if given { self.room(takes) } else { None };
         let page = self.page_of(head.status, headers, &recording, &verdict, tags);
         let is_kept = room.is_some() && page.is_some();
         self.guard.tell(&mut head.headers, || self.status(head.status, &verdict, is_kept));
@@ -238,6 +243,7 @@ where
         let keep = match verdict.store {
             // Whether it is kept, its end will tell.
             _ if self.address.class == MethodClass::Unary => None,
+            _ if self.by_head && !is_known => None,
             Some(_) if is_known => Some(self.keep_growing(&page)),
             Some(_) => Some(self.keep_complete(&page, &verdict)),
             None if verdict.check => Some(self.keep_complete(&page, &verdict)),
@@ -274,10 +280,18 @@ where
         match end {
             #[cfg(feature = "grpc")]
             End::Complete if self.address.class == MethodClass::Unary => self.call_ended(page, verdict),
+            End::Complete if self.by_head && page.recording.recorded() == 0 && self.had_body() => {
+                Err(LoadError::Failed(Arc::new(Failure::Bodiless)))
+            }
             End::Complete => Ok(self.kept(page, None, verdict)),
             End::Failed(_) => Err(LoadError::Failed(Arc::new(Failure::Broken))),
             End::Elsewhere => Ok(self.private()),
         }
+    }
+
+    fn had_body(&self) -> bool {
+        let page = self.stale.as_ref().and_then(|entry| entry.value.page());
+        page.is_some_and(|page| page.recording.recorded() > 0)
     }
 
     /// True while what the shelf had may be served if this load fails.

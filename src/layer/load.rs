@@ -30,6 +30,8 @@ pub(super) enum Failure {
     ServerError,
     /// The body broke off before anybody had its head.
     Broken,
+    /// A GET in a HEAD's place brought nothing, where there was something: see [`PageLoad::by_head`].
+    Bodiless,
 }
 
 pub(super) type Landing = Result<PageArrival, LoadError<Failure>>;
@@ -49,6 +51,9 @@ pub(super) struct PageLoad<S, B, R, X> {
     pub(super) stale: Option<Entry<Reply>>,
     /// Whether its leader, if it comes to lead, waits for a response of its own; of a background refresh nobody does.
     pub(super) attended: bool,
+    /// Whether it is a GET that a HEAD set off. Where a router has a handler for each method, that is the handler for
+    /// HEAD, whose answer has no body to replace a page's with.
+    pub(super) by_head: bool,
     /// Where the leader waits.
     pub(super) leader: Option<oneshot::Sender<Own<R, X>>>,
 }
@@ -99,20 +104,29 @@ where
 {
     /// The handler run itself.
     pub(super) async fn run(self) -> Landing {
+        // The flight's own key tells nothing of where the page is that a HEAD is served from.
+        let page = if self.address.class == MethodClass::Head { self.stale.clone() } else { None };
+        let guard = Arc::clone(&self.guard);
         let (lander, call) = self.depart();
-        lander.land(call).await
+        let landing = lander.land(call).await;
+        if landing.is_err()
+            && let Some(page) = page
+        {
+            guard.put_off(&page);
+        }
+        landing
     }
 
     /// The handler's call, and who makes a landing of what it brings.
     pub(super) fn depart(self) -> (Lander<R, S::Error>, Oneshot<S, Request<B>>) {
-        let Self { guard, inner, mut request, facts, address, stale, leader, attended: _ } = self;
+        let Self { guard, inner, mut request, facts, address, stale, by_head, leader, attended: _ } = self;
         let asked = asked(&request);
         #[cfg(feature = "grpc")]
         if address.class == MethodClass::Unary {
             crate::http::grpc::metadata::make_common(request.headers_mut());
         }
         let asks_about = stale.as_ref().and_then(|entry| ask_about(entry, &address, request.headers_mut()));
-        let lander = Lander::new(guard, facts, address, asked, stale, asks_about, leader);
+        let lander = Lander::new(guard, facts, address, asked, stale, by_head, asks_about, leader);
         (lander, Oneshot::new(inner, request))
     }
 }
@@ -188,6 +202,7 @@ mod tests {
             address,
             stale: None,
             attended: false,
+            by_head: false,
             leader: None,
         };
         load.recheck(&key).is_some()

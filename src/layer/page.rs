@@ -149,7 +149,10 @@ impl Page {
             reduce_to_304(&mut headers);
             GuardBody::left_out()
         } else if class == MethodClass::Head {
-            if let (Some(length), false) = (self.recording.length(), headers.contains_key(CONTENT_LENGTH)) {
+            // A 204 tells no length (RFC 9110 section 8.6).
+            if let (Some(length), false) = (self.recording.length(), headers.contains_key(CONTENT_LENGTH))
+                && self.status != StatusCode::NO_CONTENT
+            {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
             GuardBody::left_out()

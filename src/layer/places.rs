@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::bounds::ResponseBody;
 use super::fill::Keep;
-use super::guard::{HIT_FOR_MISS, SIGNPOST_TTL};
+use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
 use super::land::Lander;
 use super::load::PageArrival;
 use super::page::{Page, PageKey, Reply};
@@ -34,8 +34,15 @@ where
     pub(super) fn keep_complete(&self, page: &Arc<Page>, verdict: &Verdict) -> Keep {
         let guard = Arc::clone(&self.guard);
         let places = self.places(page, verdict);
+        let (page, base) = (Arc::clone(page), Arc::clone(&self.address.base));
+        let before = reply_at(&guard, &base);
         Keep::new(&self.guard, move |end| {
             if !matches!(end, End::Complete) {
+                return;
+            }
+            let is_past =
+                |key| reply_at(&guard, key).is_some_and(|there| is_past(&page, &there, before.as_ref()));
+            if is_past(&base) || is_past(&page.key) {
                 return;
             }
             for (key, value, mut storing) in places {
@@ -45,12 +52,7 @@ where
                         continue;
                     }
                 }
-                let there = guard.shelf().find(&key);
-                let there = there.as_ref().and_then(|entry| entry.value.page());
-                let is_old = there.zip(value.page()).is_some_and(|(there, page)| there.is_newer_than(page));
-                if !is_old {
-                    guard.shelf().put(key, value, &storing);
-                }
+                guard.shelf().put(key, value, &storing);
             }
         })
     }
@@ -133,6 +135,23 @@ where
 
     pub(super) fn storing(&self, life: Lifetime, tags: Option<Arc<[Mark]>>) -> Storing {
         Storing { tags, jitter: self.guard.settings.jitter, ..Storing::new(life, self.cost, self.born) }
+    }
+}
+
+fn reply_at(guard: &Guarded, key: &PageKey) -> Option<Reply> {
+    guard.shelf().find(key).map(|entry| entry.value)
+}
+
+/// Whether `there`, found where `page` goes once its body is complete, came after the page's head did: it is a newer
+/// page, or points to variants where another thing was `before`. A marker may be its own: others went on without it.
+fn is_past(page: &Arc<Page>, there: &Reply, before: Option<&Reply>) -> bool {
+    match (there, before) {
+        (Reply::Page(there, _), _) => there.is_newer_than(page),
+        (Reply::Varies(there), _) if there.spec == page.spec => false,
+        (Reply::Varies(there), Some(Reply::Varies(before))) => !Arc::ptr_eq(there, before),
+        (Reply::Checked(there), Some(Reply::Checked(before))) => !Arc::ptr_eq(there, before),
+        (Reply::Private, _) => false,
+        (Reply::Varies(_) | Reply::Checked(_), _) => true,
     }
 }
 

@@ -15,7 +15,7 @@ use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::check::check;
 use super::future::{Afterwards, Changes, Lifts, Outdates, ResponseFuture};
-use super::guard::{Guarded, KeyExtra};
+use super::guard::{Guarded, HIT_FOR_MISS, KeyExtra};
 use super::load::PageLoad;
 use super::look::{Found, look};
 use super::page::{Page, Reply};
@@ -26,7 +26,7 @@ use crate::clock::Tick;
 use crate::event::count_request;
 use crate::flight::Owned;
 use crate::http::cache_control::RequestDirectives;
-use crate::http::cache_status::{CacheStatus, Forward};
+use crate::http::cache_status::{CacheStatus, Forward, Ttl};
 use crate::http::conditional::{Conditionals, take_conditionals};
 use crate::http::eligible::{Eligibility, PassReason, Present, classify, is_safe};
 use crate::http::key::{Lines, MethodClass};
@@ -97,9 +97,19 @@ where
             (Eligibility::Pass(PassReason::Range), _) if !bypassed && parts.method == Method::GET => {
                 self.take_part(parts, body)
             }
+            (_, present) if !bypassed && wants_only_cached(present, &parts) => {
+                let is_head = parts.method == Method::HEAD;
+                let class = if is_head { MethodClass::Head } else { MethodClass::Get };
+                ResponseFuture::ready(guard.refuse(Refusal::NotStored, class))
+            }
             (eligibility, _) => self.pass(eligibility, parts, body),
         }
     }
+}
+
+/// Whether a client wants nothing but what is stored (RFC 9111 section 5.2.1.7).
+fn wants_only_cached(present: Present, parts: &Parts) -> bool {
+    present.directives && RequestDirectives::parse(&parts.headers).only_if_cached
 }
 
 impl<S> GuardService<S> {
@@ -147,7 +157,7 @@ impl<S> GuardService<S> {
         ResponseFuture::pass(self.inner.clone(), Request::from_parts(parts, body), afterwards)
     }
 
-    /// A GET with `Range`, answered from a complete body if there is one; it starts no load.
+    /// A GET with `Range`, answered from a complete, fresh body if there is one; it starts no load.
     fn take_part<B, R>(&self, mut parts: Parts, body: B) -> ResponseFuture<S, B, R>
     where
         S: Service<Request<B>, Response = Response<R>> + Clone,
@@ -166,12 +176,11 @@ impl<S> GuardService<S> {
         if let Some(entry) = found
             && let Reply::Page(page, _) = &entry.value
             && guard.may_have(facts, page)
-            && let freshness @ (Freshness::Fresh | Freshness::Stale { .. }) =
-                guard.shelf().judge_at(&entry, instant)
+            && guard.shelf().judge_at(&entry, instant) == Freshness::Fresh
             && self.suits(&entry, page, &directives, now)
             && let Some(mut response) = page.respond_in_part(&parts.headers, &conditionals, now)
         {
-            self.count_served(&entry, freshness, response.headers_mut());
+            self.count_served(&entry, Freshness::Fresh, response.headers_mut());
             return ResponseFuture::ready(response);
         }
         if directives.only_if_cached {
@@ -263,6 +272,9 @@ impl<S> GuardService<S> {
         let conditionals =
             if present.conditions { take_conditionals(&mut parts.headers) } else { Conditionals::default() };
         let Some((asking, entry)) = asked else {
+            if wants_only_cached(present, &parts) {
+                return ResponseFuture::ready(guard.refuse(Refusal::NotStored, class));
+            }
             return self.pass_alone(parts, body, conditionals, Changes::Nothing);
         };
         let asking = Asking { conditionals, ..asking };
@@ -381,12 +393,14 @@ impl<S> GuardService<S> {
                     address,
                     stale: Some(entry),
                     attended: true,
+                    by_head: false,
                     leader: None,
                 };
                 ResponseFuture::fly(check(load, conditionals))
             }
             (Some(Address { key, .. }), _) => {
-                self.pass_alone(parts, body, conditionals, Changes::Lifts(Lifts { key, facts }))
+                let is_due = !matches!(guard.ttl(&entry), Ttl::Left(left) if left > HIT_FOR_MISS / 2);
+                self.pass_alone(parts, body, conditionals, Changes::Lifts(Lifts { key, facts, is_due }))
             }
             (None, _) => self.pass_alone(parts, body, conditionals, Changes::Nothing),
         }
@@ -458,6 +472,7 @@ impl<S> GuardService<S> {
         R: ResponseBody,
     {
         let guard = &self.guard;
+        let by_head = class == MethodClass::Head;
         let class = class.stored();
         if class == MethodClass::Get {
             parts.method = Method::GET;
@@ -474,6 +489,7 @@ impl<S> GuardService<S> {
             address,
             stale: Some(stale),
             attended: false,
+            by_head,
             leader: None,
         };
         if guard.flights().launch(Owned(key), load) {

@@ -15,7 +15,7 @@ use super::page::PageKey;
 use crate::cache::{MARKS, Mark};
 use crate::coordinate::{EventSink, Group, Member, Membership, SharedTier, Token};
 use crate::http::key::without_generation;
-use crate::http::origin::Target;
+use crate::http::origin::{Target, rooted};
 use crate::http::wire;
 use crate::stable_hash::folded;
 use crate::sync::{AtomicU64, Ordering};
@@ -25,7 +25,7 @@ const TARGETS: u32 = 1 << 14;
 
 #[allow(clippy::cast_possible_truncation)]
 pub(super) fn group_of(target: &Target<'_>) -> Group {
-    Group((folded(target.path_and_query.as_bytes()) % u64::from(TARGETS)) as u32)
+    Group((folded(&rooted(target.path_and_query.as_bytes())) % u64::from(TARGETS)) as u32)
 }
 
 pub(super) fn group_of_mark(mark: Mark) -> Group {

@@ -77,8 +77,6 @@ type PageLanded<S, B, R, X> = Landed<PageArrival, Failure, Owned<PageKey>, PageL
 struct Wait<S, B, R, X> {
     waiting: Waiting,
     run: PageRun<S, B, R, X>,
-    /// Of a follower.
-    limit: Option<Pin<Box<Sleep>>>,
     joins_only: bool,
 }
 
@@ -97,6 +95,8 @@ enum Waited<S, B, R, X> {
 pub(super) struct Flying<S, B, R, X> {
     stage: Stage<S, B, R, X>,
     turns: usize,
+    /// Its `wait_timeout`, from when it first follows: one for all its turns.
+    limit: Option<Pin<Box<Sleep>>>,
 }
 
 #[allow(clippy::large_enum_variant)]
@@ -167,16 +167,17 @@ impl<S, B> Trip<S, B> {
             address: address.clone(),
             stale: fallback.clone(),
             attended: true,
+            by_head: false,
             leader: None,
         };
         let run = Run::new(Arc::clone(guard.flights()), Owned(key), load, first_poll);
         let born = guard.shelf().generations.born();
         let waiting = Waiting { guard, conditionals, facts, address, fallback, born };
-        Wait { waiting, run, limit: None, joins_only }
+        Wait { waiting, run, joins_only }
     }
 
     pub(super) fn fly<R, X>(self) -> Flying<S, B, R, X> {
-        Flying { stage: Stage::Waits(self.board()), turns: 1 }
+        Flying { stage: Stage::Waits(self.board()), turns: 1, limit: None }
     }
 }
 
@@ -192,7 +193,7 @@ where
         let this = &mut *self;
         loop {
             let waited = match &mut this.stage {
-                Stage::Waits(wait) => ready!(wait.poll(cx)),
+                Stage::Waits(wait) => ready!(wait.poll(&mut this.limit, cx)),
                 Stage::Apart(apart) => return apart.as_mut().poll(cx),
                 Stage::Answered => panic!("a future is not polled after it was ready"),
             };
@@ -218,7 +219,11 @@ where
     R: ResponseBody,
 {
     /// Ready at the first of: the leader's own response, the landing, a follower's `wait_timeout`.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Waited<S, B, R, S::Error>> {
+    fn poll(
+        &mut self,
+        limit: &mut Option<Pin<Box<Sleep>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Waited<S, B, R, S::Error>> {
         let landed = Pin::new(&mut self.run).poll(cx);
         let own = self.run.kept();
         // The leader's own response is sent before its flight lands.
@@ -236,9 +241,9 @@ where
             return Poll::Ready(sent.map_or(Waited::Landed(landed), Waited::Own));
         }
         if self.run.role() == Some(Role::Follower)
-            && let Some(limit) = self.waiting.guard.settings.wait_timeout
+            && let Some(wait_timeout) = self.waiting.guard.settings.wait_timeout
         {
-            let timer = self.limit.get_or_insert_with(|| Box::pin(sleep(limit)));
+            let timer = limit.get_or_insert_with(|| Box::pin(sleep(wait_timeout)));
             if timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Waited::TooLong(self.run.unused().map(|(_, load)| load)));
             }

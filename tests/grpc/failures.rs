@@ -1,11 +1,20 @@
 //! What callers get when a call fails, takes too long, or too many wait for it.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
-use stampede_guard::GrpcMethod;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use stampede_guard::{GrpcMethod, ManualClock, StampedeGuard};
+use tokio::sync::Semaphore;
 use tonic::{Code, Status};
+use tower::ServiceExt;
 
-use crate::common::settle;
+use crate::common::{Runs, settle};
 use crate::shop::{GET_STOCK, Shop, Shopping, ask_for, minutes, units};
 
 #[tokio::test]
@@ -138,4 +147,65 @@ struct RetryInfo {
 struct Delay {
     #[prost(int64, tag = "1")]
     seconds: i64,
+}
+
+/// What a limit or a time-out between guard and service answers: clients read it as `UNAVAILABLE`.
+#[tokio::test]
+async fn an_answer_of_http_alone_is_shared_and_an_old_reply_stands_in_for_it() {
+    let clock = ManualClock::new();
+    let guard = StampedeGuard::builder()
+        .jitter(0.0)
+        .clock(clock.clone())
+        .ttl(Duration::from_secs(10))
+        .stale_while_revalidate(Duration::ZERO)
+        .stale_if_error(Duration::from_secs(60))
+        .grpc_method("/a.B/C")
+        .build()
+        .unwrap();
+    let (runs, gate) = (Runs::default(), Arc::new(Semaphore::new(1)));
+    let service = {
+        let (runs, gate) = (runs.clone(), Arc::clone(&gate));
+        move |_: Request<Body>| {
+            let (first, gate) = (runs.add() == 1, Arc::clone(&gate));
+            async move {
+                gate.acquire().await.unwrap().forget();
+                if first { reply() } else { Response::builder().status(503).body(Body::empty()).unwrap() }
+            }
+        }
+    };
+    let app = Router::new().fallback(service).layer(guard.clone());
+    let ask = || {
+        let message = Body::from(&[0_u8, 0, 0, 0, 2, 8, 1][..]);
+        let call = Request::post("/a.B/C").header("content-type", "application/grpc").body(message).unwrap();
+        let app = app.clone();
+        tokio::spawn(async move {
+            let response = app.oneshot(call).await.unwrap();
+            let status = response.status().as_u16();
+            response.into_body().collect().await.unwrap();
+            status
+        })
+    };
+    assert_eq!(ask().await.unwrap(), 200);
+    // The old reply, and once that is dead the answer itself; one run each time.
+    for (seconds, status, run) in [(11, 200, 2), (60, 503, 3)] {
+        clock.advance(Duration::from_secs(seconds));
+        let before = guard.stats().flights.coalesced;
+        let herd: Vec<_> = (0..5).map(|_| ask()).collect();
+        settle(|| guard.stats().flights.coalesced == before + 4).await;
+        gate.add_permits(1);
+        for caller in herd {
+            assert_eq!(caller.await.unwrap(), status);
+        }
+        assert_eq!(runs.get(), run);
+    }
+}
+
+/// A message of two bytes, and that all is well.
+fn reply() -> Response<Body> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = [Frame::data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1])), Frame::trailers(trailers)];
+    let frames = frames.map(Ok::<_, Infallible>);
+    let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+    Response::builder().header("content-type", "application/grpc").body(body).unwrap()
 }

@@ -392,3 +392,55 @@ async fn refusals_are_not_for_keeping_and_say_nothing() {
     assert_eq!((got.header("cache-control"), got.body.as_str()), (Some("no-store"), ""));
     assert_eq!(got.headers.len(), 2, "{got:?}");
 }
+
+/// A body that comes in two polls, and panics when it is dropped.
+struct PanicsAtLast {
+    polls: usize,
+    length: Option<u64>,
+}
+
+impl http_body::Body for PanicsAtLast {
+    type Data = axum::body::Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<http_body::Frame<axum::body::Bytes>>>> {
+        self.polls += 1;
+        match self.polls {
+            1 => Poll::Ready(Some(Ok(http_body::Frame::data("ab".into())))),
+            2 => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            _ => Poll::Ready(None),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.length.map_or_else(http_body::SizeHint::new, http_body::SizeHint::with_exact)
+    }
+}
+
+impl Drop for PanicsAtLast {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "dropped");
+    }
+}
+
+#[tokio::test]
+async fn a_body_whose_destructor_panics_holds_nobody() {
+    for length in [Some(2), None] {
+        let site = Site::new(
+            |builder| builder,
+            move |_: Call| async move {
+                answer(200, &[("cache-control", "max-age=60")], Body::new(PanicsAtLast { polls: 0, length }))
+            },
+        );
+        for _ in 0..3 {
+            assert_eq!(site.ask(get("/")).await.body, "ab", "{length:?}");
+        }
+        assert_eq!(site.runs(), 1, "{length:?}");
+    }
+}

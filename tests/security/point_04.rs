@@ -93,6 +93,8 @@ own_client_alone! {
     no_cache_in_upper_case: 200, [("cache-control", "No-Cache")];
     pragma_no_cache: 200, [("pragma", "no-cache")];
     no_store: 200, [("cache-control", "no-store, max-age=60")];
+    a_quote_where_none_may_be: 200, [("cache-control", "max-age=60, x=a\"b, private\"")];
+    a_directive_in_quotes: 200, [("cache-control", "max-age=60, \"private\"")];
     a_quote_without_an_end: 200, [("cache-control", "max-age=60, x=\"private")];
     vary_any: 200, [("vary", "*"), ("cache-control", "max-age=60")];
     vary_any_in_a_list: 200, [("vary", "accept, *"), ("cache-control", "max-age=60")];
@@ -471,4 +473,26 @@ async fn extensions_of_a_response_stay_with_their_own_client() {
     leader.await.unwrap();
     assert_eq!(follower.await.unwrap().extensions().get::<&str>(), None);
     assert_eq!(site.response(get("/")).await.extensions().get::<&str>(), None);
+}
+
+/// The marker of an uncacheable key lasts as long as its responses are: nobody waits to find out again.
+#[tokio::test]
+async fn a_key_that_is_asked_for_stays_known_as_each_clients_own() {
+    let site = Site::new(
+        |builder| builder,
+        |call: Call| async move {
+            call.gate().await;
+            answer(200, &[("cache-control", "private")], call.run.to_string())
+        },
+    );
+    site.open(5);
+    for _ in 0..5 {
+        site.ask(get("/")).await;
+        site.clock.advance(secs(6));
+    }
+    // Were it not known, the second would wait for the first.
+    let herd: Vec<_> = (0..2).map(|_| site.start(get("/"))).collect();
+    until(|| site.runs() == 7).await;
+    site.open(2);
+    all(herd).await;
 }

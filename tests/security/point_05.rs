@@ -190,6 +190,17 @@ async fn only_if_cached_gets_what_is_stored_or_504() {
 }
 
 #[tokio::test]
+async fn only_if_cached_gets_504_where_the_request_would_go_straight_through() {
+    let site = Site::new(|builder| builder, numbered([("cache-control", "max-age=5")]));
+    site.ask(get("/")).await;
+    let long = "a".repeat(9_000);
+    for (name, value) in [("authorization", "x"), ("cookie", "a=1"), ("if-match", "*"), ("x-long", &long)] {
+        let got = site.ask(with(with(get("/"), "cache-control", "only-if-cached"), name, value)).await;
+        assert_eq!((got.status.as_u16(), site.runs()), (504, 1), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn only_if_cached_gets_504_where_responses_are_each_clients_own() {
     let site = Site::new(|builder| builder, numbered([("cache-control", "private")]));
     site.ask(get("/")).await;

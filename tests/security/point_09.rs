@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::body::Body;
 use stampede_guard::StampedeGuard;
 
-use crate::site::{Call, Site, all, answer, get, numbered, secs, until, with};
+use crate::site::{Call, Site, all, answer, get, head, numbered, secs, until, with};
 
 #[tokio::test]
 async fn bytes_stored_stay_under_their_cap() {
@@ -208,4 +208,45 @@ fn every_cap_has_a_floor() {
     assert_eq!(refused(StampedeGuard::builder().max_variants(0).build()), "max_variants");
     assert_eq!(refused(StampedeGuard::builder().key_headers(["x y"]).build()), "key_headers");
     assert_eq!(refused(StampedeGuard::builder().ignore_header("\n").build()), "ignore_header");
+}
+
+/// Its length is the page's, and none of it comes.
+#[tokio::test]
+async fn heads_of_what_is_over_the_body_cap_wait_for_one_run() {
+    let site = Site::new(
+        |builder| builder,
+        |call: Call| async move {
+            call.gate().await;
+            answer(200, &[("content-length", "10000000")], Body::empty())
+        },
+    );
+    let leader = site.lead(head("/")).await;
+    let mut heads = site.follow((0..5).map(|_| head("/"))).await;
+    site.open(1);
+    heads.push(leader);
+    for got in all(heads).await {
+        assert_eq!(got.header("content-length"), Some("10000000"));
+    }
+    assert_eq!(site.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_changes_its_key_waits_no_longer_in_all() {
+    let site = Site::new(
+        |builder| builder.key_headers([]).wait_timeout(secs(10)),
+        |_: Call| async move {
+            tokio::time::sleep(secs(9)).await;
+            answer(200, &[("vary", "user-agent")], "page")
+        },
+    );
+    let by = |client: &str| with(get("/"), "user-agent", client);
+    let began = tokio::time::Instant::now();
+    let leader = site.lead(by("a")).await;
+    // Of another variant: once that is known one of them leads, and the other waits again.
+    let others = site.follow([by("b"), by("b")]).await;
+    let got = all(others).await;
+    let statuses: Vec<_> = got.iter().map(|got| got.status.as_u16()).collect();
+    assert!(statuses.contains(&504) && statuses.contains(&200), "{statuses:?}");
+    assert_eq!(leader.await.unwrap().status, 200);
+    assert!(began.elapsed() < secs(19), "{:?}", began.elapsed());
 }

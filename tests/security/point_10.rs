@@ -263,3 +263,16 @@ async fn a_herd_beside_writes_never_sees_what_is_older_than_the_last_write() {
         assert_eq!(site.ask(get("/")).await.body, now);
     }
 }
+
+/// An empty path is `/` (RFC 9110 section 4.2.3).
+#[tokio::test]
+async fn a_target_without_a_path_is_the_root() {
+    let site = site();
+    for (read, write) in [
+        ("/?x=1", "http://shop.example?x=1"),
+        ("http://shop.example?x=1", "/?x=1"),
+        ("/", "http://shop.example"),
+    ] {
+        assert!(outdates(&site, read, request("POST", write)).await, "{read} {write}");
+    }
+}

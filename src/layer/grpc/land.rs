@@ -30,8 +30,12 @@ where
         let settings = &self.guard.settings;
         let verdict =
             verdict::judge(self.facts, head.status, &head.headers, &settings.policy, SystemTime::now());
-        let is_shared = head.status == StatusCode::OK
-            && is_grpc(&head.headers)
+        // Not of the service's making but of something in front of it, such as a limit: clients read it as a status.
+        let is_trouble = head.status.is_server_error();
+        if is_trouble && self.may_serve_stale() {
+            return Err(LoadError::Failed(Arc::new(Failure::ServerError)));
+        }
+        let is_shared = (is_trouble || (head.status == StatusCode::OK && is_grpc(&head.headers)))
             && verdict.share == Share::Yes
             && verdict.vary.without_keyed(&settings.rule).is_empty();
         let mut headers = head.headers.clone();
@@ -48,6 +52,9 @@ where
 
     /// Where a reply goes whose body is complete.
     pub(in crate::layer) fn call_ended(&self, page: Arc<Page>, verdict: &Verdict) -> Landing {
+        if page.status.is_server_error() {
+            return Ok(self.for_waiters(page));
+        }
         match answer_of(&page) {
             Answer::Message => Ok(self.kept(page, None, verdict)),
             Answer::Status(status) if status.is_trouble() => {
