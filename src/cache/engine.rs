@@ -15,7 +15,7 @@ use super::loaded::{LoadContext, Loaded};
 use super::shared::{Errand, Gate, Shared};
 use super::shelf::{Change, Shelf};
 use super::stats::Counters;
-use crate::error::{LoadError, bounded};
+use crate::error::{LoadError, RemoteKind, bounded};
 use crate::event;
 use crate::flight::{BoxLoad, Fault, Flights, Key, KeySource, Plan, Settle, Value};
 use crate::invalidation::Invalidation;
@@ -23,8 +23,17 @@ use crate::policy::Lifetime;
 #[cfg(feature = "redis")]
 use crate::sync::OnceLock;
 
-/// What a flight of a cache brings; nothing if its loader had others to load as well and left it out.
-pub(crate) type CacheLanding<K, V> = Option<Arrival<K, V>>;
+/// What a flight of a cache brings.
+pub(crate) type CacheLanding<K, V> = Result<Arrival<K, V>, Nothing>;
+
+/// Why a flight brings nothing, though nothing has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nothing {
+    /// Its loader had others to load as well and left it out: there is no such value.
+    LeftOut,
+    /// No loader was asked after all. Whether there is such a value nobody has said.
+    NotAsked,
+}
 
 /// All flights of a cache and the shelf they land on.
 pub(crate) type CacheFlights<K, V, E> = Flights<K, CacheLanding<K, V>, E, Engine<K, V>>;
@@ -42,8 +51,8 @@ pub(crate) struct Engine<K, V> {
     pub(super) shared: OnceLock<Shared<K, V>>,
 }
 
-/// What a loader came to; no value if it was asked for other keys too and left this one out.
-pub(crate) type Came<V, E> = Result<Option<Loaded<V>>, LoadError<E>>;
+/// What a loader came to.
+pub(crate) type Came<V, E> = Result<Result<Loaded<V>, Nothing>, LoadError<E>>;
 
 /// A loader of any form.
 pub(crate) trait Loader<V, E>: Sized {
@@ -112,7 +121,7 @@ where
 }
 
 fn came_alone<V, E>(output: Result<Loaded<V>, E>) -> Came<V, E> {
-    output.map(Some).map_err(|error| LoadError::Failed(Arc::new(error)))
+    output.map(Ok).map_err(|error| LoadError::Failed(Arc::new(error)))
 }
 
 /// The load of a caller that waits for it.
@@ -145,7 +154,11 @@ where
             self.errand = Some(Box::new(errand));
         }
         let shelf = &self.flights.hook.shelf;
-        shelf.spare_load(shelf.find_again(key)?, self.stale.as_deref()).map(Some)
+        let found = shelf.find_again(key);
+        let spared = found.as_ref().and_then(|found| shelf.spare_load(found, self.stale.as_deref()));
+        // What the caller saw may have been voided or replaced since.
+        self.stale = found.map(Box::new);
+        spared.map(Ok)
     }
 
     fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
@@ -189,11 +202,12 @@ where
             let gate = self.loader.gate();
             self.errand = Some(Errand { key: key.clone(), background: true, newer_than, gate });
         }
-        if self.forced {
-            return None;
-        }
         let shelf = &self.flights.hook.shelf;
-        shelf.spare_load(shelf.find_again(key)?, self.stale.as_ref()).map(Some)
+        let found = shelf.find_again(key);
+        let due = found.as_ref().filter(|_| !self.forced);
+        let spared = due.and_then(|found| shelf.spare_load(found, self.stale.as_ref()));
+        self.stale = found;
+        spared.map(Ok)
     }
 
     fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
@@ -236,11 +250,14 @@ where
         let (came, cost) = L::came(output, running.took());
         drop(permit);
         running.end(came.is_ok(), cost);
-        let Some(loaded) = came? else { return Ok(None) };
+        let loaded = match came? {
+            Ok(loaded) => loaded,
+            Err(nothing) => return Ok(Err(nothing)),
+        };
         let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
         let value = loaded.value.or_else(|| stale.map(|entry| entry.value));
         let value = value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
-        Ok(Some(Arrival { value, bound_for }))
+        Ok(Ok(Arrival { value, bound_for }))
     })
 }
 
@@ -274,6 +291,12 @@ where
     #[cfg(feature = "redis")]
     pub(super) fn shared(&self) -> Option<&Shared<K, V>> {
         self.shared.get()
+    }
+
+    /// What a call gets for a key that neither its own loader nor another's was asked for: where instances share, one of
+    /// the others was to load it.
+    pub(super) fn not_asked<E>(&self) -> LoadError<E> {
+        if self.is_shared() { LoadError::Remote { kind: RemoteKind::Failed } } else { LoadError::Cancelled }
     }
 
     #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
@@ -410,13 +433,14 @@ where
 
     fn prepare(&self, key: &K, result: &mut Result<CacheLanding<K, V>, LoadError<E>>) -> Change<K, V> {
         match result {
-            Ok(Some(arrival)) => {
+            Ok(Ok(arrival)) => {
                 if let Destination::Usual { born, cost } = arrival.bound_for {
                     return self.shelf.keeping(key, arrival, &Storing::new(self.life, cost, born));
                 }
                 self.shelf.landing(key, Ok::<_, &mut LoadError<E>>(arrival))
             }
-            Ok(None) => Change::removal(),
+            Ok(Err(Nothing::LeftOut)) => Change::removal(),
+            Ok(Err(Nothing::NotAsked)) => Change::none(),
             Err(error) => self.shelf.landing(key, Err(error)),
         }
     }

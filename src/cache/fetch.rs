@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
 
-use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, refresh};
+use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, Nothing, refresh};
 #[cfg(feature = "redis")]
 use super::entry::Receipt;
 use super::entry::{Destination, Entry};
@@ -38,8 +38,8 @@ type CacheRun<'a, K, V, E, S, L> =
 
 type CacheLanded<'a, K, V, E, S, L> = Landed<CacheLanding<K, V>, E, S, Miss<'a, K, V, E, L>>;
 
-/// A call's end; no value if a loader of several keys left this one out.
-pub(super) type Answer<V, E> = Result<Option<Fetched<V>>, LoadError<E>>;
+/// A call's end.
+pub(super) type Answer<V, E> = Result<Result<Fetched<V>, Nothing>, LoadError<E>>;
 
 /// What a call falls back on if its load fails or is slow.
 struct Fallback<V> {
@@ -84,7 +84,7 @@ impl<V, E> Form<V, E> for WithOutcome {
 
     /// A loader of one key does not leave it out.
     fn answer(answer: Answer<V, E>) -> Self::Output {
-        answer?.ok_or(LoadError::Cancelled)
+        answer?.map_err(|_| LoadError::Cancelled)
     }
 }
 
@@ -96,7 +96,7 @@ impl<V, E> Form<V, E> for IfLoaded {
 
     #[inline]
     fn hit(value: V) -> Self::Output {
-        Ok(Some(Fetched { value, outcome: Outcome::Hit }))
+        Ok(Ok(Fetched { value, outcome: Outcome::Hit }))
     }
 
     fn answer(answer: Answer<V, E>) -> Self::Output {
@@ -158,7 +158,7 @@ where
         };
         let found = brought.flights.hook.shelf.valid(found);
         match brought.decide(found) {
-            ControlFlow::Break(answer) => Poll::Ready(A::answer(answer.map(Some))),
+            ControlFlow::Break(answer) => Poll::Ready(A::answer(answer.map(Ok))),
             ControlFlow::Continue(wait) => {
                 self.stage = Stage::Missed(wait);
                 self.wait(cx)
@@ -317,7 +317,7 @@ where
         if self.fallback.is_some()
             && let Some(entry) = self.overdue(cx)
         {
-            return Poll::Ready(Ok(Some(self.engine().stale(entry, StaleReason::LoadSlow))));
+            return Poll::Ready(Ok(Ok(self.engine().stale(entry, StaleReason::LoadSlow))));
         }
         Poll::Pending
     }
@@ -354,19 +354,34 @@ where
     fn landed(&mut self, landed: CacheLanded<'a, K, V, E, S, L>) -> Option<Answer<V, E>> {
         let arrival = match landed.result {
             Ok(arrival) => arrival,
-            Err(error) => return Some(self.failed(error).map(Some)),
+            Err(error) => return Some(self.failed(error).map(Ok)),
         };
-        if L::ALONE
-            && let Some((source, miss)) = landed.unused
-            && arrival.as_ref().is_none_or(|arrival| self.engine().shelf.is_void_for(miss.born, arrival))
+        let shelf = &self.engine().shelf;
+        let arrival = match (landed.unused, arrival) {
+            (Some((source, miss)), arrival)
+                if arrival.as_ref().map_or(true, |arrival| shelf.is_void_for(miss.born, arrival)) =>
+            {
+                if L::ALONE {
+                    self.run = Run::new(miss.flights, source, miss, FirstPoll::Inline);
+                    return None;
+                }
+                // What is void for it says nothing of what there is now.
+                Err(arrival.err().unwrap_or(Nothing::NotAsked))
+            }
+            (_, arrival) => arrival,
+        };
+        if arrival.as_ref().err() == Some(&Nothing::NotAsked)
+            && let Some(entry) = self.stand_in()
         {
-            self.run = Run::new(miss.flights, source, miss, FirstPoll::Inline);
-            return None;
+            return Some(Ok(Ok(self.engine().stale(entry, StaleReason::LoadFailed))));
         }
         self.fallback = None;
-        let Some(arrival) = arrival else {
-            event::count_request("absent");
-            return Some(Ok(None));
+        let arrival = match arrival {
+            Ok(arrival) => arrival,
+            Err(nothing) => {
+                event::count_request("absent");
+                return Some(Ok(Err(nothing)));
+            }
         };
         let outcome = match (arrival.bound_for, landed.role) {
             (Destination::BackingOff { stored, .. }, _) => {
@@ -388,6 +403,6 @@ where
                 outcome
             }
         };
-        Some(Ok(Some(Fetched { value: arrival.value, outcome })))
+        Some(Ok(Ok(Fetched { value: arrival.value, outcome })))
     }
 }

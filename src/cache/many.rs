@@ -17,21 +17,21 @@ use tokio::sync::oneshot;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::unconstrained;
 
-use super::engine::{CacheFlights, Came, Loader, refresh};
+use super::engine::{CacheFlights, Came, Loader, Nothing, refresh};
 use super::entry::Entry;
 use super::fetch::{Answer, Fetch, IfLoaded};
 use super::loaded::{LoadContext, Loaded};
 #[cfg(feature = "redis")]
 use super::shared::Gate;
-use crate::error::{LoadError, Panicked, RemoteKind};
+use crate::error::{LoadError, Panicked};
 use crate::event;
 use crate::flight::{self, Fault, Joint, Key, Lead, Owned, Value};
 use crate::sync::{self, Mutex};
 use crate::trace::LoadSpan;
 
-/// What a batch has for one of its keys, and what it took; no value if the loader left the key out.
+/// What a batch has for one of its keys, and what it took.
 pub(super) struct Part<V, E> {
-    came: Result<Option<V>, LoadError<E>>,
+    came: Result<Result<V, Nothing>, LoadError<E>>,
     cost: Duration,
 }
 
@@ -43,7 +43,7 @@ struct Seat<K, V, E> {
 }
 
 impl<K, V, E> Seat<K, V, E> {
-    fn answer(self, came: Result<Option<V>, LoadError<E>>, cost: Duration) {
+    fn answer(self, came: Result<Result<V, Nothing>, LoadError<E>>, cost: Duration) {
         // A flight that was dropped meanwhile has no use for it.
         let _ = self.part.send(Part { came, cost });
     }
@@ -62,8 +62,6 @@ struct Boarding<K, V, E> {
     seats: Vec<Seat<K, V, E>>,
     /// Keys of which it is not clear yet whether they are to be loaded here.
     undecided: usize,
-    /// Keys that came too late: another instance was to load them and did not.
-    late: HashSet<K>,
     /// Keys that were served, and whose values a load should replace.
     refreshes: Vec<(K, Entry<V>)>,
 }
@@ -137,7 +135,7 @@ impl<K: Key, V, E> Future for Aboard<K, V, E> {
                 Poll::Ready(Ok(part)) => return Poll::Ready(part),
                 Poll::Ready(Err(_)) => Err(LoadError::Cancelled),
             },
-            _ => Ok(None),
+            _ => Ok(Err(Nothing::NotAsked)),
         };
         Poll::Ready(Part { came, cost: Duration::ZERO })
     }
@@ -148,7 +146,6 @@ impl<K: Key, V, E> Member<K, V, E> {
         let (part, load) = oneshot::channel();
         let mut boarding = self.batch.boarding.lock();
         if !boarding.open {
-            boarding.late.insert(self.key.clone());
             return None;
         }
         boarding.seats.push(Seat { key: self.key.clone(), lead: flight::current(), part });
@@ -204,7 +201,6 @@ where
             open: false,
             seats: Vec::new(),
             undecided: 0,
-            late: HashSet::new(),
             refreshes: Vec::new(),
         };
         Arc::new(Self { boarding: Mutex::new(boarding), decided: Notify::new() })
@@ -292,7 +288,7 @@ impl<K: Key, V: Value, E: Fault> Drop for Desk<K, V, E> {
         let seats = std::mem::take(&mut boarding.seats);
         drop(boarding);
         for seat in seats {
-            seat.answer(Ok(None), Duration::ZERO);
+            seat.answer(Ok(Err(Nothing::NotAsked)), Duration::ZERO);
         }
     }
 }
@@ -349,7 +345,7 @@ async fn fly<K, V, E, Fut>(
         None => return,
         Some(Ok((Ok(mut values), cost))) => {
             for seat in seats {
-                let value = values.remove(&seat.key);
+                let value = values.remove(&seat.key).ok_or(Nothing::LeftOut);
                 seat.answer(Ok(value), cost);
             }
             return;
@@ -385,8 +381,8 @@ where
     loop {
         let mut declined = Vec::new();
         let mut answer = |key: K, fetched: Answer<V, E>| match fetched {
-            Ok(Some(fetched)) => drop(answers.insert(key, Ok(fetched.value))),
-            Ok(None) => declined.push(key),
+            Ok(Ok(fetched)) => drop(answers.insert(key, Ok(fetched.value))),
+            Ok(Err(nothing)) => declined.push((key, nothing)),
             Err(error) => drop(answers.insert(key, Err(error))),
         };
         let mut waiting = Vec::new();
@@ -417,15 +413,12 @@ where
             answer(key, fetch.await);
         }
         // Keys that others' loaders left out are this call's to load, if its loader has not been called.
-        let late = std::mem::take(&mut batch.boarding.lock().late);
         if load.is_none() || declined.is_empty() {
-            // Whether there is such a value nobody has said.
-            for key in declined.into_iter().filter(|key| late.contains(key)) {
-                answers.insert(key, Err(LoadError::Remote { kind: RemoteKind::Failed }));
-            }
+            let unknown = declined.into_iter().filter(|(_, nothing)| *nothing == Nothing::NotAsked);
+            answers.extend(unknown.map(|(key, _)| (key, Err(flights.hook.not_asked()))));
             break;
         }
-        keys = declined;
+        keys = declined.into_iter().map(|(key, _)| key).collect();
     }
     batch.depart(flights, &mut load).await;
     answers

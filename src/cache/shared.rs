@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::engine::{CacheFlights, CacheLanding};
 use super::entry::{Arrival, Destination, Stamp, Storing};
 use super::generations::{Born, MARKS, Mark};
-use super::shelf::Shelf;
+use super::shelf::{Change, Shelf};
 use crate::codec::Codec;
 use crate::coordinate::{
     Ask, EventSink, Group, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier,
@@ -259,7 +259,7 @@ where
             };
             if let Some(opened) = shared.open(&value).await {
                 self.flights.hook.counters.spare_load();
-                return Ok(Some(self.arrival(opened, &value, born, outcome)));
+                return Ok(Ok(self.arrival(opened, &value, born, outcome)));
             }
             // Nothing to have, so something newer.
             ask.newer_than = Some(value.token.max(ask.newer_than.unwrap_or(0)));
@@ -313,13 +313,13 @@ where
                     // A load that outlasts its time drops its lease.
                     let _ = timeout(limit, self.fly(lease, own)).await;
                 });
-                Ok(Some(arrival))
+                Ok(Ok(arrival))
             }
             Some((opened, value)) if !self.errand.background && value.stale_since < value.stale_if_error => {
                 let loaded = self.fly(lease, own).await;
                 loaded.or_else(|_| {
                     let outcome = Outcome::Stale { age: value.age, reason: StaleReason::LoadFailed };
-                    Ok(Some(self.arrival(opened, &value, born, outcome)))
+                    Ok(Ok(self.arrival(opened, &value, born, outcome)))
                 })
             }
             _ => self.fly(lease, own).await,
@@ -335,9 +335,9 @@ where
         let cache = self.flights.hook.shared().map(|shared| &*shared.name);
         let span = tracing::debug_span!("shared_load", cache, token = lease.token());
         let mut arrival = match own.instrument(span).await {
-            Ok(Some(arrival)) => arrival,
+            Ok(Ok(arrival)) => arrival,
             // Left out by a loader of many keys. Those who wait elsewhere load for themselves.
-            Ok(None) => return Ok(None),
+            Ok(Err(nothing)) => return Ok(Err(nothing)),
             Err(error) => {
                 match &error {
                     LoadError::Failed(_) => lease.fail(RemoteKind::Failed),
@@ -350,13 +350,13 @@ where
         };
         let Destination::Shelf(storing) = &mut arrival.bound_for else {
             lease.keep_local();
-            return Ok(Some(self.alone(arrival)));
+            return Ok(Ok(self.alone(arrival)));
         };
         let life = self.settled(storing);
         storing.life = capped(life, self.cap());
         storing.shared = Some(Stamp { token: lease.token(), outcome: None });
         self.publish(lease, &arrival.value, life, storing);
-        Ok(Some(arrival))
+        Ok(Ok(arrival))
     }
 
     /// In the background: nobody who waits for the value waits for this.
@@ -389,9 +389,13 @@ where
 
 /// Drops what is on the shelf unless its load was later than the one of this token.
 fn drop_up_to<K: Key, V: Value>(shelf: &Shelf<K, V>, key: &K, token: Token) {
+    remove_up_to(shelf, key, token);
+    shelf.announce();
+}
+
+fn remove_up_to<K: Key, V: Value>(shelf: &Shelf<K, V>, key: &K, token: Token) {
     if shelf.find(key).is_some_and(|entry| entry.token() <= token) {
         shelf.remove(key);
-        shelf.announce();
     }
 }
 
@@ -403,9 +407,10 @@ where
 {
     fn invalidated(&self, key: &[u8], up_to: Token) {
         let Some(key) = self.hook.shared().and_then(|shared| (shared.read)(key)) else { return };
-        // In this order: a load from before is not stored any more when the value goes.
-        self.forget(&key);
-        drop_up_to(&self.hook.shelf, &key, up_to);
+        let shelf = &self.hook.shelf;
+        let change = Change::none();
+        self.overrule(&key, || remove_up_to(shelf, &key, up_to));
+        shelf.made(change);
     }
 
     fn replaced(&self, key: &[u8], by: Token) {

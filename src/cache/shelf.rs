@@ -58,6 +58,11 @@ enum Write<K, V> {
 }
 
 impl<K, V> Change<K, V> {
+    /// All stays as it is.
+    pub(super) fn none() -> Self {
+        Write::Nothing.into()
+    }
+
     /// The key's value goes.
     pub(super) fn removal() -> Self {
         Write::Remove.into()
@@ -184,8 +189,8 @@ where
 
     /// What a leader gets of `found` in place of its load, which was to replace `seen`: a newer value, or the old one
     /// if a load has failed meanwhile, so that the next is not due.
-    pub(crate) fn spare_load(&self, found: Entry<V>, seen: Option<&Entry<V>>) -> Option<Arrival<K, V>> {
-        let bound_for = match self.judge(&found) {
+    pub(crate) fn spare_load(&self, found: &Entry<V>, seen: Option<&Entry<V>>) -> Option<Arrival<K, V>> {
+        let bound_for = match self.judge(found) {
             Freshness::Fresh | Freshness::RefreshEarly
                 if seen.is_none_or(|seen| found.is_newer_than(seen)) =>
             {
@@ -196,7 +201,7 @@ where
             }
             _ => return None,
         };
-        Some(Arrival { value: found.value, bound_for })
+        Some(Arrival { value: found.value.clone(), bound_for })
     }
 
     /// The value under `key`, if it is fresh.
@@ -452,7 +457,7 @@ mod tests {
             }
             let found = shelf.find(&1).unwrap();
             let seen = found.clone();
-            let spared = shelf.spare_load(found, life.ttl.is_zero().then_some(&seen)).unwrap();
+            let spared = shelf.spare_load(&found, life.ttl.is_zero().then_some(&seen)).unwrap();
             shelf.generations.invalidate(mark_of("hats"));
             assert!(!shelf.is_void_for(shelf.generations.born(), &spared));
             shelf.generations.invalidate(mark_of("shoes"));

@@ -16,6 +16,7 @@ use super::fetch::{Bare, Fetch, Fetched, WithOutcome};
 use super::generations::mark_of;
 use super::loaded::{LoadContext, Loaded};
 use super::many::fetch_many;
+use super::shelf::Change;
 use super::stats::CacheStats;
 use crate::error::LoadError;
 use crate::flight::{Borrowed, KeySource, Owned};
@@ -373,10 +374,10 @@ where
         K: Borrow<Q>,
         Q: KeyRef<K> + Hash + Eq + ?Sized,
     {
-        // In this order: a load from before is not stored any more when the value goes.
-        self.flights.forget(key);
-        self.flights.hook.shelf.remove(key);
-        self.flights.hook.shelf.announce();
+        let shelf = &self.flights.hook.shelf;
+        let change = Change::none();
+        self.flights.overrule(key, || shelf.remove(key));
+        shelf.made(change);
         self.flights.hook.tell_invalid(|| key.to_key())
     }
 

@@ -203,7 +203,11 @@ where
     /// Runs `write`, once, while `key` has no flight and none can start, closing the one that is under way. It runs under
     /// a lock, and must call no code of the user's.
     #[cfg(feature = "cache")]
-    pub(crate) fn overrule(&self, key: &K, mut write: impl FnMut()) {
+    pub(crate) fn overrule<Q>(&self, key: &Q, mut write: impl FnMut())
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
         loop {
             let Some(flight) = self.table.find_or(key, &mut write) else { return };
             let mut state = flight.state.lock();

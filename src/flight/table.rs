@@ -232,10 +232,14 @@ impl<K: Hash + Eq, V, E> Table<K, V, E> {
 
     /// The flight under `key`, or `None` after `write` was called while none could be linked.
     #[cfg(feature = "cache")]
-    pub(super) fn find_or(&self, key: &K, write: impl FnOnce()) -> Option<Arc<Flight<K, V, E>>> {
+    pub(super) fn find_or<Q>(&self, key: &Q, write: impl FnOnce()) -> Option<Arc<Flight<K, V, E>>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
         let hash = self.hash(key);
         let mut shard = self.shard(hash).lock();
-        if let Ok(found) = shard.links.find_entry(hash, |linked| linked.key() == key) {
+        if let Ok(found) = shard.links.find_entry(hash, |linked| linked.key().borrow() == key) {
             return Some(open(found));
         }
         write();

@@ -38,7 +38,8 @@ pub(super) struct Lander<R, X> {
     pub(super) address: Address,
     asked: http::request::Parts,
     pub(super) stale: Option<Entry<Reply>>,
-    by_head: bool,
+    /// Set off by a HEAD, see [`PageLoad`](super::load::PageLoad).
+    pub(super) by_head: bool,
     /// What the request asks about, with conditions of the guard's own.
     asks_about: Option<Arc<Page>>,
     leader: Option<oneshot::Sender<Own<R, X>>>,
@@ -67,7 +68,6 @@ where
         address: Address,
         asked: http::request::Parts,
         stale: Option<Entry<Reply>>,
-        by_head: bool,
         asks_about: Option<Arc<Page>>,
         leader: Option<oneshot::Sender<Own<R, X>>>,
     ) -> Self {
@@ -78,7 +78,7 @@ where
             address,
             asked,
             stale,
-            by_head,
+            by_head: false,
             asks_about,
             leader,
             born,

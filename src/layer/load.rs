@@ -80,7 +80,7 @@ where
         if is_seen && matches!(self.guard.ttl(&found), Ttl::Left(_)) {
             return None;
         }
-        self.guard.shelf().spare_load(found, self.stale.as_ref())
+        self.guard.shelf().spare_load(&found, self.stale.as_ref())
     }
 
     fn load(mut self, own: &mut Self::Kept) -> BoxLoad<PageArrival, Failure> {
@@ -126,7 +126,8 @@ where
             crate::http::grpc::metadata::make_common(request.headers_mut());
         }
         let asks_about = stale.as_ref().and_then(|entry| ask_about(entry, &address, request.headers_mut()));
-        let lander = Lander::new(guard, facts, address, asked, stale, by_head, asks_about, leader);
+        let mut lander = Lander::new(guard, facts, address, asked, stale, asks_about, leader);
+        lander.by_head = by_head;
         (lander, Oneshot::new(inner, request))
     }
 }
