@@ -7,7 +7,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::error::RemoteKind;
+use crate::event::StaleReason;
 use crate::invalidation::Invalidation;
 
 pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -185,11 +188,22 @@ pub(crate) struct SharedValue {
     pub(crate) groups: Vec<Group>,
 }
 
+impl SharedValue {
+    /// Why it is served past its freshness.
+    pub(crate) fn stale_reason(&self) -> StaleReason {
+        if self.stale_since < self.stale_while_revalidate {
+            StaleReason::Revalidating
+        } else {
+            StaleReason::LoadFailed
+        }
+    }
+}
+
 /// What a caller is to do.
 pub(crate) enum Turn {
     /// Have this: it is fresh.
     Hit { value: SharedValue, waited: bool },
-    /// Have this while another instance loads.
+    /// Have this while another instance loads, or because that one's load has failed.
     Stale(SharedValue),
     /// Load, for all instances. There may be a value that is past its freshness.
     Lead { lease: Box<dyn Lease>, stale: Option<SharedValue> },
@@ -240,6 +254,36 @@ pub(crate) trait Lease: Send {
     fn fail(self: Box<Self>, kind: RemoteKind);
     /// The value is not one to share: everyone who waits loads for itself.
     fn keep_local(self: Box<Self>);
+}
+
+/// The lease of a load that may be dropped on its way. Those who wait in other instances learn why, unless it is for want
+/// of callers: then one of them loads.
+pub(crate) struct LeaseOfLoad {
+    lease: Option<Box<dyn Lease>>,
+    /// When the load has taken too long.
+    end: Option<Instant>,
+}
+
+impl LeaseOfLoad {
+    pub(crate) fn new(lease: Box<dyn Lease>, end: Option<Instant>) -> Self {
+        Self { lease: Some(lease), end }
+    }
+
+    /// The load is over.
+    pub(crate) fn take(mut self) -> Box<dyn Lease> {
+        self.lease.take().expect("it is taken once")
+    }
+}
+
+impl Drop for LeaseOfLoad {
+    fn drop(&mut self) {
+        let Some(lease) = self.lease.take() else { return };
+        if std::thread::panicking() {
+            lease.fail(RemoteKind::Panicked);
+        } else if self.end.is_some_and(|end| Instant::now() >= end) {
+            lease.fail(RemoteKind::TimedOut);
+        }
+    }
 }
 
 /// What a cache is told about the doings of others.

@@ -398,7 +398,7 @@ impl World {
 
     /// Joins the load under way, or starts one.
     fn board(&mut self, id: usize, before: usize, answer: Poll<Answer>) {
-        let Call { key, ready, stale, .. } = self.calls[&id];
+        let Call { key, ready, .. } = self.calls[&id];
         if let Some(run) = self.linked(key) {
             assert!(answer.is_pending(), "joined a load that has not ended");
             assert_eq!(self.stage.count(), before);
@@ -406,7 +406,8 @@ impl World {
             self.calls.get_mut(&id).unwrap().seat = Seat::Waits { run, leads: false };
             return;
         }
-        let run = self.started(before, key, stale, Some(id));
+        // The loader is told what there is now, whatever its caller has seen.
+        let run = self.started(before, key, self.find(key), Some(id));
         self.calls.get_mut(&id).unwrap().seat = Seat::Waits { run, leads: true };
         let Some(end) = ready else { return assert!(answer.is_pending(), "its load has not ended") };
         self.land(run, end);

@@ -163,12 +163,12 @@ where
 
     fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
         let stale = self.stale.map(|stale| *stale);
+        let own = load(Arc::clone(self.flights), self.loader, stale);
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
-            let own = load(Arc::clone(self.flights), self.loader, stale, None);
-            return super::shared::load(Arc::clone(self.flights), *errand, own);
+            return super::shared::load(Arc::clone(self.flights), *errand, Box::new(own));
         }
-        load(Arc::clone(self.flights), self.loader, stale, None)
+        own(None)
     }
 }
 
@@ -211,23 +211,23 @@ where
     }
 
     fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
+        let own = load(Arc::clone(&self.flights), self.loader, self.stale);
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
-            let own = load(Arc::clone(&self.flights), self.loader, self.stale, self.permit);
-            return super::shared::load(self.flights, errand, own);
+            return super::shared::load(self.flights, errand, Box::new(own));
         }
-        load(self.flights, self.loader, self.stale, self.permit)
+        own(self.permit)
     }
 }
 
-/// A load of the cache: the loader, what it replaces, and where its value goes. It waits for a permit, unless it
-/// brings one.
+/// A load of the cache: the loader, what it replaces, and where its value goes. It waits for a permit, unless it is
+/// given one.
+#[inline]
 fn load<K, V, E, L>(
     flights: Arc<CacheFlights<K, V, E>>,
     loader: L,
     stale: Option<Entry<V>>,
-    permit: Option<OwnedSemaphorePermit>,
-) -> BoxLoad<CacheLanding<K, V>, E>
+) -> impl FnOnce(Option<OwnedSemaphorePermit>) -> BoxLoad<CacheLanding<K, V>, E> + Send + 'static
 where
     K: Key,
     V: Value,
@@ -235,30 +235,36 @@ where
     L: Loader<V, E>,
 {
     let engine = &flights.hook;
-    // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
-    if engine.is_closed() {
-        return Box::pin(ready(Err(LoadError::Cancelled)));
-    }
     let born = engine.shelf.generations.born();
-    let load = loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone())));
-    Box::pin(async move {
-        let engine = &flights.hook;
-        let permit = if L::ALONE && engine.governor.is_some() { engine.permit(permit).await } else { None };
-        let asked = L::ALONE && engine.asks_for_cost();
-        let running = event::Running::new(&engine.shelf.timeline, L::ALONE, asked);
-        let output = load.await;
-        let (came, cost) = L::came(output, running.took());
-        drop(permit);
-        running.end(came.is_ok(), cost);
-        let loaded = match came? {
-            Ok(loaded) => loaded,
-            Err(nothing) => return Ok(Err(nothing)),
-        };
-        let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
-        let value = loaded.value.or_else(|| stale.map(|entry| entry.value));
-        let value = value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
-        Ok(Ok(Arrival { value, bound_for }))
-    })
+    // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
+    let load = if engine.is_closed() {
+        None
+    } else {
+        Some(loader.load(LoadContext::new(stale.as_ref().map(|entry| entry.value.clone()))))
+    };
+    move |permit| {
+        let Some(load) = load else { return Box::pin(ready(Err(LoadError::Cancelled))) };
+        Box::pin(async move {
+            let engine = &flights.hook;
+            let permit =
+                if L::ALONE && engine.governor.is_some() { engine.permit(permit).await } else { None };
+            let asked = L::ALONE && engine.asks_for_cost();
+            let running = event::Running::new(&engine.shelf.timeline, L::ALONE, asked);
+            let output = load.await;
+            let (came, cost) = L::came(output, running.took());
+            drop(permit);
+            running.end(came.is_ok(), cost);
+            let loaded = match came? {
+                Ok(loaded) => loaded,
+                Err(nothing) => return Ok(Err(nothing)),
+            };
+            let bound_for = engine.destination(&loaded, stale.as_ref(), born, cost);
+            let value = loaded.value.or_else(|| stale.map(|entry| entry.value));
+            let value =
+                value.expect("Loaded::not_modified() was returned, but there is no stale value to keep");
+            Ok(Ok(Arrival { value, bound_for }))
+        })
+    }
 }
 
 impl<K, V> Engine<K, V>
@@ -398,9 +404,16 @@ where
     if engine.is_closed() {
         return false;
     }
+    // A refresh without a permit is skipped: the stale value serves, and misses go first.
     let permit = match engine.governor.as_ref().filter(|_| L::ALONE) {
         None => None,
-        // A refresh without a permit is skipped: the stale value serves, and misses go first.
+        // One that asks other instances first takes it when it is to load.
+        Some(governor) if engine.is_shared() => {
+            if governor.available_permits() == 0 {
+                return false;
+            }
+            None
+        }
         Some(governor) => match Arc::clone(governor).try_acquire_owned() {
             Ok(permit) => Some(permit),
             Err(_) => return false,

@@ -10,6 +10,8 @@ use crate::coordinate::Token;
 #[cfg(feature = "redis")]
 use crate::event::Outcome;
 use crate::policy::{Lifetime, Times};
+#[cfg(feature = "redis")]
+use crate::sync::Mutex;
 
 /// A value on the shelf. A store copies all of it at each hit, so what a hit has no use for is behind one pointer,
 /// which most entries do without.
@@ -99,6 +101,38 @@ pub(crate) struct Storing {
     /// Of a cache that shares its values.
     #[cfg(feature = "redis")]
     pub(crate) shared: Option<Stamp>,
+    /// What is due once the value has landed.
+    #[cfg(feature = "redis")]
+    pub(crate) then: Option<Then>,
+}
+
+/// What follows a landing, once. Dropped before, it does not.
+#[cfg(feature = "redis")]
+#[derive(Clone)]
+pub(crate) struct Then(Arc<Mutex<Option<Due>>>);
+
+#[cfg(feature = "redis")]
+type Due = Box<dyn FnOnce() + Send>;
+
+#[cfg(feature = "redis")]
+impl Then {
+    pub(super) fn new(then: impl FnOnce() + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(then)))))
+    }
+
+    pub(super) fn run(&self) {
+        let then = self.0.lock().take();
+        if let Some(then) = then {
+            then();
+        }
+    }
+}
+
+#[cfg(feature = "redis")]
+impl std::fmt::Debug for Then {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Then").finish_non_exhaustive()
+    }
 }
 
 /// What a shared cache knows of a value beyond its life, which then is exact: its jitter is in it.
@@ -132,6 +166,8 @@ impl Storing {
             jitter: None,
             #[cfg(feature = "redis")]
             shared: None,
+            #[cfg(feature = "redis")]
+            then: None,
         }
     }
 

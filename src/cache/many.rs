@@ -16,6 +16,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::unconstrained;
+#[cfg(feature = "redis")]
+use tokio::time::sleep;
 
 use super::engine::{CacheFlights, Came, Loader, Nothing, refresh};
 use super::entry::Entry;
@@ -28,6 +30,10 @@ use crate::event;
 use crate::flight::{self, Fault, Joint, Key, Lead, Owned, Value};
 use crate::sync::{self, Mutex};
 use crate::trace::LoadSpan;
+
+/// How long a caller may take to call its loader once it is clear what that is to load.
+#[cfg(feature = "redis")]
+const CALLERS_TURN: Duration = Duration::from_secs(1);
 
 /// What a batch has for one of its keys, and what it took.
 pub(super) struct Part<V, E> {
@@ -59,6 +65,8 @@ struct Batch<K, V, E> {
 struct Boarding<K, V, E> {
     /// Whoever comes later has missed the loader's call.
     open: bool,
+    /// How often it has been opened.
+    round: usize,
     seats: Vec<Seat<K, V, E>>,
     /// Keys of which it is not clear yet whether they are to be loaded here.
     undecided: usize,
@@ -78,6 +86,19 @@ pub(super) struct Member<K: Key, V, E> {
 struct Ticket<K: Key, V, E> {
     batch: Arc<Batch<K, V, E>>,
     decided: AtomicBool,
+}
+
+impl<K, V, E> Batch<K, V, E> {
+    /// Takes nobody more aboard, and leaves out all who are.
+    fn leave_out(&self) {
+        let mut boarding = self.boarding.lock();
+        boarding.open = false;
+        let seats = std::mem::take(&mut boarding.seats);
+        drop(boarding);
+        for seat in seats {
+            seat.answer(Ok(Err(Nothing::NotAsked)), Duration::ZERO);
+        }
+    }
 }
 
 impl<K: Key, V, E> Ticket<K, V, E> {
@@ -178,7 +199,7 @@ where
 
     #[cfg(feature = "redis")]
     fn gate(&mut self) -> Option<Arc<dyn Gate>> {
-        self.batch.boarding.lock().undecided += 1;
+        self.batch.expect_another();
         let ticket = Arc::new(Ticket { batch: Arc::clone(&self.batch), decided: AtomicBool::new(false) });
         self.ticket = Some(Arc::clone(&ticket));
         Some(ticket)
@@ -190,6 +211,40 @@ where
     }
 }
 
+#[cfg(feature = "redis")]
+impl<K, V, E> Batch<K, V, E>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+{
+    /// A key of which other instances are asked. Once it is clear of all such keys whether they come, flights wait for the
+    /// caller to call the loader; one that is not polled any more keeps them no longer than [`CALLERS_TURN`].
+    fn expect_another(self: &Arc<Self>) {
+        let mut boarding = self.boarding.lock();
+        boarding.undecided += 1;
+        if boarding.undecided > 1 {
+            return;
+        }
+        let (batch, round) = (Arc::clone(self), boarding.round);
+        drop(boarding);
+        sync::spawn(async move {
+            loop {
+                let decided = batch.decided.notified();
+                if batch.boarding.lock().undecided == 0 {
+                    break;
+                }
+                decided.await;
+            }
+            sleep(CALLERS_TURN).await;
+            let is_its_round = batch.boarding.lock().round == round;
+            if is_its_round {
+                batch.leave_out();
+            }
+        });
+    }
+}
+
 impl<K, V, E> Batch<K, V, E>
 where
     K: Key,
@@ -197,17 +252,15 @@ where
     E: Fault,
 {
     fn new() -> Arc<Self> {
-        let boarding = Boarding {
-            open: false,
-            seats: Vec::new(),
-            undecided: 0,
-            refreshes: Vec::new(),
-        };
+        let boarding =
+            Boarding { open: false, round: 0, seats: Vec::new(), undecided: 0, refreshes: Vec::new() };
         Arc::new(Self { boarding: Mutex::new(boarding), decided: Notify::new() })
     }
 
     fn open(&self) {
-        self.boarding.lock().open = true;
+        let mut boarding = self.boarding.lock();
+        boarding.open = true;
+        boarding.round += 1;
     }
 
     /// Takes no more aboard, once it is clear of every key whether it comes: at once, unless other instances are asked.
@@ -283,13 +336,7 @@ struct Desk<K: Key, V: Value, E: Fault>(Arc<Batch<K, V, E>>);
 
 impl<K: Key, V: Value, E: Fault> Drop for Desk<K, V, E> {
     fn drop(&mut self) {
-        let mut boarding = self.0.boarding.lock();
-        boarding.open = false;
-        let seats = std::mem::take(&mut boarding.seats);
-        drop(boarding);
-        for seat in seats {
-            seat.answer(Ok(Err(Nothing::NotAsked)), Duration::ZERO);
-        }
+        self.0.leave_out();
     }
 }
 

@@ -4,24 +4,28 @@
 //! publish. What the tier says of other instances' doings arrives here, too.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
-use super::engine::{CacheFlights, CacheLanding};
-use super::entry::{Arrival, Destination, Stamp, Storing};
+use super::engine::{CacheFlights, CacheLanding, Nothing};
+use super::entry::{Arrival, Destination, Stamp, Storing, Then};
 use super::generations::{Born, MARKS, Mark};
 use super::shelf::{Change, Shelf};
 use crate::codec::Codec;
 use crate::coordinate::{
-    Ask, EventSink, Group, Lease, Member, Membership, Publication, Published, SharedKey, SharedTier,
-    SharedValue, Token, Turn,
+    Ask, EventSink, Group, Lease, LeaseOfLoad, Member, Membership, Publication, Published, SharedKey,
+    SharedTier, SharedValue, Token, Turn,
 };
-use crate::error::{LoadError, RemoteKind};
+use crate::error::{LoadError, Panicked, RemoteKind};
 use crate::event::{Outcome, StaleReason};
-use crate::flight::{BoxLoad, Fault, Key, Value};
+use crate::flight::{BoxLoad, Fault, Key, Owned, Plan, Value};
 use crate::invalidation::Invalidation;
 use crate::policy::Lifetime;
 use crate::sync;
@@ -189,6 +193,10 @@ impl<K, V: Value> Shared<K, V> {
     }
 }
 
+/// A load as it would be without a tier. It waits for a permit, unless it is given one.
+pub(super) type Own<K, V, E> =
+    Box<dyn FnOnce(Option<OwnedSemaphorePermit>) -> BoxLoad<CacheLanding<K, V>, E> + Send>;
+
 /// The shared form of a cache's load.
 ///
 /// `own` is the load as it would be without a tier; it runs if this instance is told to, and is dropped unpolled if
@@ -196,19 +204,40 @@ impl<K, V: Value> Shared<K, V> {
 pub(super) fn load<K, V, E>(
     flights: Arc<CacheFlights<K, V, E>>,
     errand: Errand<K>,
-    own: BoxLoad<CacheLanding<K, V>, E>,
+    own: Own<K, V, E>,
 ) -> BoxLoad<CacheLanding<K, V>, E>
 where
     K: Key,
     V: Value,
     E: Fault,
 {
-    Box::pin(async move { Errander { flights, errand }.run(own).await })
+    let Errand { key, background, newer_than, gate } = errand;
+    let errander = Errander { flights, key, began: Instant::now() };
+    Box::pin(errander.run(background, newer_than, gate, own))
 }
 
 struct Errander<K, V, E> {
     flights: Arc<CacheFlights<K, V, E>>,
-    errand: Errand<K>,
+    key: K,
+    /// No later than its flight's time-out counts from.
+    began: Instant,
+}
+
+impl<K: Clone, V, E> Clone for Errander<K, V, E> {
+    fn clone(&self) -> Self {
+        Self { flights: Arc::clone(&self.flights), key: self.key.clone(), began: self.began }
+    }
+}
+
+/// A flight that goes on with what another one began.
+struct GoesOn<K, V, E>(BoxLoad<CacheLanding<K, V>, E>);
+
+impl<K, V, E> Plan<K, CacheLanding<K, V>, E> for GoesOn<K, V, E> {
+    type Kept = ();
+
+    fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
+        self.0
+    }
 }
 
 impl<K, V, E> Errander<K, V, E>
@@ -217,22 +246,30 @@ where
     V: Value,
     E: Fault,
 {
-    async fn run(self, own: BoxLoad<CacheLanding<K, V>, E>) -> Result<CacheLanding<K, V>, LoadError<E>> {
-        let Some(shared) = self.flights.hook.shared() else { return own.await };
-        let name = shared.name_of(&self.errand.key);
+    async fn run(
+        self,
+        background: bool,
+        newer_than: Option<Token>,
+        gate: Option<Arc<dyn Gate>>,
+        own: Own<K, V, E>,
+    ) -> Result<CacheLanding<K, V>, LoadError<E>> {
+        let Some(shared) = self.flights.hook.shared() else { return own(None).await };
+        let name = shared.name_of(&self.key);
         // It is as old as the question: an invalidation while it is on its way voids it.
         let born = self.flights.hook.shelf.generations.born();
-        let mut ask = Ask {
-            group: None,
-            newer_than: self.errand.newer_than,
-            takes_stale: !self.errand.background,
-            waits: self.errand.gate.is_none(),
-        };
+        let mut ask = Ask { group: None, newer_than, takes_stale: !background, waits: gate.is_none() };
+        // A batch takes one permit for all.
+        let spares = |is_background: bool| is_background && gate.is_none();
         loop {
             let (value, outcome) = match shared.member.enter(&name, ask).await {
-                Turn::Alone => return Ok(own.await?.map(|arrival| self.alone(arrival))),
+                Turn::Alone => {
+                    let Some(permit) = self.permit(spares(background)) else {
+                        return Ok(Err(Nothing::NotAsked));
+                    };
+                    return Ok(own(permit).await?.map(|arrival| self.alone(arrival)));
+                }
                 Turn::Busy => {
-                    if let Some(gate) = &self.errand.gate {
+                    if let Some(gate) = &gate {
                         gate.others_load();
                     }
                     ask.waits = true;
@@ -246,15 +283,34 @@ where
                     (value, if waited { Outcome::SharedWait } else { Outcome::SharedHit })
                 }
                 Turn::Stale(value) => {
-                    let (age, reason) = (value.age, StaleReason::Revalidating);
-                    (value, Outcome::Stale { age, reason })
+                    let outcome = Outcome::Stale { age: value.age, reason: value.stale_reason() };
+                    (value, outcome)
                 }
                 Turn::Lead { lease, stale } => {
                     let stale = match stale {
-                        Some(value) => shared.open(&value).await.map(|opened| (opened, value)),
-                        None => None,
+                        Some(value) if !background => shared.open(&value).await.map(|opened| (opened, value)),
+                        _ => None,
                     };
-                    return self.lead(lease, stale, born, own).await;
+                    match stale {
+                        Some((opened, value)) if value.stale_since < value.stale_while_revalidate => {
+                            // Served at once; the load goes on in a flight of its own.
+                            self.flights.hook.counters.spare_load();
+                            let outcome = Outcome::Stale { age: value.age, reason: value.stale_reason() };
+                            let arrival = self.arrival(opened, &value, born, outcome);
+                            let Some(permit) = self.permit(spares(true)) else { return Ok(Ok(arrival)) };
+                            let load = Box::pin(self.clone().fly(lease, own(permit)));
+                            return Ok(Ok(self.go_on(arrival, load)));
+                        }
+                        Some((opened, value)) if value.stale_since < value.stale_if_error => {
+                            let load = Box::pin(self.clone().fly(lease, own(None)));
+                            return Ok(self.or_stale(load, opened, &value, born).await);
+                        }
+                        _ => {}
+                    }
+                    let Some(permit) = self.permit(spares(background)) else {
+                        return Ok(Err(Nothing::NotAsked));
+                    };
+                    return self.clone().fly(lease, own(permit)).await;
                 }
             };
             if let Some(opened) = shared.open(&value).await {
@@ -264,6 +320,53 @@ where
             // Nothing to have, so something newer.
             ask.newer_than = Some(value.token.max(ask.newer_than.unwrap_or(0)));
         }
+    }
+
+    /// A place among the loads that run, for one that goes without rather than wait; others wait for theirs later.
+    #[allow(clippy::option_option)] // none to be had, or none needed
+    fn permit(&self, is_spare: bool) -> Option<Option<OwnedSemaphorePermit>> {
+        match self.flights.hook.governor.as_ref().filter(|_| is_spare) {
+            None => Some(None),
+            Some(governor) => Arc::clone(governor).try_acquire_owned().ok().map(Some),
+        }
+    }
+
+    /// Has the load go on in a flight that nobody waits for, once the arrival has landed and its key is free. If that
+    /// finds no place, or another is under way, the load is dropped, and with it its lease.
+    fn go_on(&self, mut arrival: Arrival<K, V>, load: BoxLoad<CacheLanding<K, V>, E>) -> Arrival<K, V> {
+        if let Destination::Shelf(storing) = &mut arrival.bound_for {
+            let Self { flights, key, .. } = self.clone();
+            storing.then = Some(Then::new(move || {
+                if !flights.hook.is_closed() && flights.launch(Owned(key), GoesOn(load)) {
+                    flights.hook.counters.count_refresh();
+                }
+            }));
+        }
+        arrival
+    }
+
+    /// What a load comes to that has a value to fall back on: should it fail, be too slow or take its whole time.
+    async fn or_stale(
+        &self,
+        mut load: BoxLoad<CacheLanding<K, V>, E>,
+        opened: Opened<V>,
+        value: &SharedValue,
+        born: Born,
+    ) -> CacheLanding<K, V> {
+        let after = |limit: Option<Duration>| limit.and_then(|limit| self.began.checked_add(limit));
+        let (end, soft) = (after(self.flights.load_timeout()), after(self.flights.hook.soft_timeout));
+        let until = [end, soft].into_iter().flatten().min();
+        let came = match until {
+            None => Some(caught(&mut load).await),
+            Some(until) => timeout_at(until, caught(&mut load)).await.ok(),
+        };
+        let reason = match came {
+            Some(Ok(landing)) => return landing,
+            None if until == soft => StaleReason::LoadSlow,
+            Some(Err(_)) | None => StaleReason::LoadFailed,
+        };
+        let arrival = self.arrival(opened, value, born, Outcome::Stale { age: value.age, reason });
+        Ok(if reason == StaleReason::LoadSlow { self.go_on(arrival, load) } else { arrival })
     }
 
     /// The value of another instance's load.
@@ -292,49 +395,19 @@ where
         Lifetime { ttl: self.flights.hook.shelf.jittered(storing.life.ttl, storing.jitter), ..storing.life }
     }
 
-    /// This instance loads, for all.
-    async fn lead(
-        self,
-        lease: Box<dyn Lease>,
-        stale: Option<(Opened<V>, SharedValue)>,
-        born: Born,
-        own: BoxLoad<CacheLanding<K, V>, E>,
-    ) -> Result<CacheLanding<K, V>, LoadError<E>> {
-        match stale {
-            Some((opened, value))
-                if !self.errand.background && value.stale_since < value.stale_while_revalidate =>
-            {
-                // Served at once; the load goes on in the background, and its value is read from the tier.
-                let outcome = Outcome::Stale { age: value.age, reason: StaleReason::Revalidating };
-                let arrival = self.arrival(opened, &value, born, outcome);
-                let limit = self.flights.load_timeout().unwrap_or(Duration::MAX);
-                self.flights.hook.counters.count_refresh();
-                sync::spawn(async move {
-                    // A load that outlasts its time drops its lease.
-                    let _ = timeout(limit, self.fly(lease, own)).await;
-                });
-                Ok(Ok(arrival))
-            }
-            Some((opened, value)) if !self.errand.background && value.stale_since < value.stale_if_error => {
-                let loaded = self.fly(lease, own).await;
-                loaded.or_else(|_| {
-                    let outcome = Outcome::Stale { age: value.age, reason: StaleReason::LoadFailed };
-                    Ok(Ok(self.arrival(opened, &value, born, outcome)))
-                })
-            }
-            _ => self.fly(lease, own).await,
-        }
-    }
-
-    /// Loads and publishes. Dropped, as by a panic or a time-out, it gives the lease back.
+    /// Loads and publishes. Dropped, it gives the lease back.
     async fn fly(
-        &self,
+        self,
         lease: Box<dyn Lease>,
         own: BoxLoad<CacheLanding<K, V>, E>,
     ) -> Result<CacheLanding<K, V>, LoadError<E>> {
         let cache = self.flights.hook.shared().map(|shared| &*shared.name);
         let span = tracing::debug_span!("shared_load", cache, token = lease.token());
-        let mut arrival = match own.instrument(span).await {
+        let end = self.flights.load_timeout().and_then(|limit| self.began.checked_add(limit));
+        let lease = LeaseOfLoad::new(lease, end);
+        let came = own.instrument(span).await;
+        let lease = lease.take();
+        let mut arrival = match came {
             Ok(Ok(arrival)) => arrival,
             // Left out by a loader of many keys. Those who wait elsewhere load for themselves.
             Ok(Err(nothing)) => return Ok(Err(nothing)),
@@ -376,7 +449,7 @@ where
             cost: storing.cost,
             groups: groups(storing.tags.as_ref()),
         };
-        let (flights, key, token) = (Arc::downgrade(&self.flights), self.errand.key.clone(), lease.token());
+        let (flights, key, token) = (Arc::downgrade(&self.flights), self.key.clone(), lease.token());
         sync::spawn(async move {
             if lease.publish(what).await == Published::Superseded
                 && let Some(flights) = flights.upgrade()
@@ -385,6 +458,15 @@ where
             }
         });
     }
+}
+
+/// The end of a load, a panic of it as an error.
+async fn caught<T, E>(load: &mut BoxLoad<T, E>) -> Result<T, LoadError<E>> {
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(cx))) {
+        Ok(polled) => polled,
+        Err(payload) => Poll::Ready(Err(LoadError::Panicked(Panicked::new(payload)))),
+    })
+    .await
 }
 
 /// Drops what is on the shelf unless its load was later than the one of this token.

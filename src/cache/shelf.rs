@@ -9,6 +9,8 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::departures::{Departures, EvictionListener};
+#[cfg(feature = "redis")]
+use super::entry::Then;
 use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::{Born, Generations};
 use super::store::{AnyStore, Kept, StoreKind, Weigher};
@@ -46,6 +48,8 @@ pub(crate) struct ShelfConfig<K, V> {
 /// the shelf is dropped after it.
 pub(crate) struct Change<K, V> {
     write: Write<K, V>,
+    #[cfg(feature = "redis")]
+    then: Option<Then>,
     _scope: Option<deferred::Scope>,
 }
 
@@ -71,7 +75,12 @@ impl<K, V> Change<K, V> {
 
 impl<K, V> From<Write<K, V>> for Change<K, V> {
     fn from(write: Write<K, V>) -> Self {
-        Self { write, _scope: deferred::hold_for::<V>() }
+        Self {
+            write,
+            #[cfg(feature = "redis")]
+            then: None,
+            _scope: deferred::hold_for::<V>(),
+        }
     }
 }
 
@@ -326,7 +335,12 @@ where
             Destination::Usual { .. } => unreachable!("whoever knows what is usual keeps it"),
             Destination::Shelf(storing) => {
                 let (kept, landed) = self.keep(key, &arrival.value, storing);
+                #[cfg(feature = "redis")]
+                let then = storing.then.take();
                 arrival.bound_for = landed;
+                #[cfg(feature = "redis")]
+                return Change { then, ..kept.into() };
+                #[cfg(not(feature = "redis"))]
                 kept
             }
             Destination::Shelves(places) => {
@@ -374,9 +388,16 @@ where
     }
 
     /// A change has been made, or was not to be, and no lock is held any more.
-    pub(crate) fn made(&self, change: Change<K, V>) {
+    #[cfg_attr(not(feature = "redis"), allow(unused_mut))]
+    pub(crate) fn made(&self, mut change: Change<K, V>) {
+        #[cfg(feature = "redis")]
+        let then = change.then.take();
         drop(change);
         self.announce();
+        #[cfg(feature = "redis")]
+        if let Some(then) = then {
+            then.run();
+        }
     }
 }
 

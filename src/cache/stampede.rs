@@ -231,20 +231,21 @@ where
     /// The values of many keys: cached, from loads that are under way, and the rest from one call of `load`.
     ///
     /// `load` is given the keys that are neither cached nor in flight, each once, and is not called if there are
-    /// none. Stale values are served at once, and their keys ride along in that call, or are loaded in the
-    /// background if nothing else is missing. Each key is in flight on its own: callers who ask for it alone wait
+    /// none. Stale values are in the answer, and their keys ride along in that call, or are loaded in the background, when
+    /// the answer is complete, if nothing else is missing. Each key is in flight on its own: callers who ask for it alone wait
     /// for this batch, and an [`insert`](Self::insert) or [`invalidate`](Self::invalidate) wins over its part of
     /// it. A batch takes one permit of [`max_concurrent_loads`](StampedeCacheBuilder::max_concurrent_loads); in
     /// [`stats`](Self::stats) each of its keys is a load.
     ///
     /// A key that `load` leaves out is absent from the answer, and the cache keeps nothing for it. Callers who wait
     /// for it alone run their own loaders; a call like this one that waits for it asks its own `load`, unless that
-    /// has been called already. Values for other keys are ignored.
+    /// has been called already. Values for other keys are ignored. A key whose load under way turns out to be from before
+    /// an invalidation of its tag, when `load` has been called already, is [`LoadError::Cancelled`].
     ///
     /// Where instances share a tier, it is asked for all keys at once, and `load` is given those that no other instance
     /// has or loads. It is called when that is known: a stale value is served one round trip later than without a tier.
     /// A key that another instance was loading, and then did not, is [`LoadError::Remote`] if `load` has been called by
-    /// then.
+    /// then. A call that is not polled holds its keys for a second at most, then others load them.
     ///
     /// ```
     /// # use std::collections::HashMap;
@@ -282,7 +283,8 @@ where
     ///
     /// Dropping the future takes this caller out. The batch goes on and fills the cache, as
     /// [`on_abandon`](StampedeCacheBuilder::on_abandon) says; each key takes a place of
-    /// [`max_abandoned`](StampedeCacheBuilder::max_abandoned), and keys that find none are not stored.
+    /// [`max_abandoned`](StampedeCacheBuilder::max_abandoned), and keys that find none are not stored. A batch that nobody
+    /// waits for any more is dropped by its task, which may be a moment after its keys are free.
     pub async fn get_or_load_many<I, F, Fut>(&self, keys: I, load: F) -> HashMap<K, Result<V, LoadError<E>>>
     where
         I: IntoIterator<Item = K>,

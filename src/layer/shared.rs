@@ -20,7 +20,7 @@ use super::places::aged;
 use super::recording::{End, Recording};
 use super::tier::{Tiered, group_of, group_of_mark, mark_of_group, name_of};
 use crate::cache::{Arrival, Born, Destination, Entry, Mark, Stamp, Storing, capped, rest_of};
-use crate::coordinate::{Ask, Group, Lease, Publication, Published, SharedValue, Token, Turn};
+use crate::coordinate::{Ask, Group, Lease, LeaseOfLoad, Publication, Published, SharedValue, Token, Turn};
 use crate::error::{LoadError, RemoteKind, TimedOut};
 use crate::event::{Outcome, StaleReason};
 use crate::http::headers::strip_personal;
@@ -203,7 +203,7 @@ impl Errand {
                     (value, if waited { Outcome::SharedWait } else { Outcome::SharedHit })
                 }
                 Turn::Stale(value) => {
-                    let (age, reason) = (value.age, StaleReason::Revalidating);
+                    let (age, reason) = (value.age, value.stale_reason());
                     (value, Outcome::Stale { age, reason })
                 }
             };
@@ -356,7 +356,7 @@ impl Errand {
         landed
     }
 
-    /// Runs the handler for all. Dropped, as by a panic, it gives the lease back.
+    /// Runs the handler for all. Dropped, it gives the lease back.
     async fn fly<S, B, R>(&self, lease: Box<dyn Lease>, load: PageLoad<S, B, R, S::Error>) -> Landing
     where
         S: Inner<B, R>,
@@ -365,7 +365,10 @@ impl Errand {
     {
         let for_all = ForAll::new(&self.tier, lease.token());
         let generation = self.guard.generation(|| target(&self.asked, original_uri(&self.asked)));
+        // Its time-out is the run's own, and no drop.
+        let lease = LeaseOfLoad::new(lease, None);
         let landed = self.run(load, &for_all).await;
+        let lease = lease.take();
         match &landed {
             Ok(arrival) => {
                 let page = for_all.page_of(arrival).filter(|(page, _)| self.may_fit(page));

@@ -130,10 +130,13 @@ impl RedisMember {
                     return Turn::Lead { lease, stale };
                 }
                 Answer::Stale { value, token, left } => {
-                    if ask.newer_than.is_none()
-                        && ask.takes_stale
-                        && value.stale_since < value.stale_while_revalidate
-                    {
+                    // Nobody is at it: a load has failed.
+                    let window = if left.is_zero() {
+                        value.stale_while_revalidate.max(value.stale_if_error)
+                    } else {
+                        value.stale_while_revalidate
+                    };
+                    if ask.newer_than.is_none() && ask.takes_stale && value.stale_since < window {
                         return Turn::Stale(value);
                     }
                     if left.is_zero() {

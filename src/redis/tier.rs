@@ -229,6 +229,22 @@ impl Coordinator for Tier {
     }
 }
 
+/// An invalidation on its way. Dropped before Redis has said that it did it, by a dying runtime too, it tells those who
+/// wait for that word; it stays to be done.
+struct Sending {
+    core: Arc<Core>,
+    invalidate: Invalidate,
+    is_done: bool,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.core.undone.failed(&self.invalidate);
+        }
+    }
+}
+
 impl Core {
     pub(super) fn bounds(&self) -> Bounds {
         Bounds { bytes: self.config.max_value_bytes, compress_over: self.config.compress_over }
@@ -383,12 +399,13 @@ impl Core {
     ) -> Invalidation {
         let (answer, told) = oneshot::channel();
         let invalidate = self.undone.add(target, owner, places, answer);
-        let core = Arc::clone(self);
+        let mut sending = Sending { core: Arc::clone(self), invalidate, is_done: false };
         self.runtime.spawn(async move {
-            let sent = run(&core.link, |form| single(core.invalidation(form, &invalidate))).await;
-            match sent.ok().and_then(|answers| answers.first().and_then(integer)) {
-                Some(token) => core.invalidated(&invalidate, token),
-                None => core.undone.failed(&invalidate),
+            let Sending { core, invalidate, is_done } = &mut sending;
+            let sent = run(&core.link, |form| single(core.invalidation(form, invalidate))).await;
+            if let Some(token) = sent.ok().and_then(|answers| answers.first().and_then(integer)) {
+                *is_done = true;
+                core.invalidated(invalidate, token);
             }
         });
         Invalidation::pending(told)

@@ -639,3 +639,24 @@ async fn a_batch_that_asks_for_a_key_that_waits_for_it_is_told_so() {
     });
     assert_eq!(lead.await.unwrap(), 30);
 }
+
+#[tokio::test]
+async fn a_call_after_a_tags_invalidation_gets_nothing_from_before_it() {
+    let cache: StampedeCache<u64, u64, String> = builder().build().unwrap();
+    let (go, wait) = oneshot::channel::<()>();
+    let first = in_the_air(cache.get_or_load_with(1, |_| async {
+        let _ = wait.await;
+        Ok(Loaded::new(1).tags(["shoes"]))
+    }))
+    .await;
+    cache.invalidate_tag("shoes");
+    // Alone in its call the key is loaded; beside one that has been loaded by then, nobody says what it is.
+    let alone = in_the_air(cache.get_or_load_many([1], |keys| async { Ok(found(keys)) })).await;
+    let beside = in_the_air(cache.get_or_load_many([1, 2], |keys| async { Ok(found(keys)) })).await;
+    go.send(()).unwrap();
+    assert_eq!(first.await.unwrap().value, 1);
+    assert_eq!(alone.await[&1].as_ref().unwrap(), &10);
+    let beside = beside.await;
+    assert!(matches!(beside[&1], Err(LoadError::Cancelled)), "{beside:?}");
+    assert_eq!(beside[&2].as_ref().unwrap(), &20);
+}

@@ -1259,3 +1259,36 @@ async fn the_edges_of_every_range_are_allowed() {
         }
     }
 }
+
+/// Between a caller's look and the load that it leads, what it saw may be voided.
+#[tokio::test]
+async fn a_loader_is_told_what_there_is_when_it_starts() {
+    let clock = ManualClock::new();
+    let cache = sharp(&clock).stale_if_error(secs(100)).build().unwrap();
+    cache.insert(1, 1);
+    clock.advance(secs(11));
+    // It holds the key, and leaves it out.
+    let (go, wait) = oneshot::channel::<()>();
+    let others = cache.clone();
+    let batch = tokio::spawn(async move {
+        let none = |_| async {
+            let _ = wait.await;
+            Ok(std::collections::HashMap::new())
+        };
+        others.get_or_load_many([1], none).await
+    });
+    until(|| cache.stats().flights.loads == 1).await;
+    let waiting = cache.clone();
+    let waiting = tokio::spawn(async move {
+        let load = |context: stampede_guard::LoadContext<u64>| async move {
+            Ok(if context.stale().is_some() { Loaded::not_modified() } else { Loaded::new(2) })
+        };
+        waiting.get_or_load_with(1, load).await
+    });
+    until(|| cache.stats().flights.coalesced == 1).await;
+    cache.invalidate(&1);
+    go.send(()).unwrap();
+    assert!(batch.await.unwrap().is_empty());
+    assert_eq!(waiting.await.unwrap().unwrap().value, 2);
+    assert_eq!(cache.get(&1), Some(2));
+}

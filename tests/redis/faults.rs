@@ -76,7 +76,7 @@ async fn f04_without_renewal_another_takes_over_and_the_newer_value_is_kept() {
 }
 
 #[tokio::test]
-async fn f05_a_failed_panicked_or_dropped_load_is_told_at_once() {
+async fn f05_a_failed_panicked_late_or_dropped_load_is_told_at_once() {
     let server = Server::start();
     let (one, two) = (connect(&server.url(), endless()).await, connect(&server.url(), endless()).await);
     let a: Cache = builder(&one).on_abandon(OnAbandon::Cancel).build().unwrap();
@@ -100,10 +100,23 @@ async fn f05_a_failed_panicked_or_dropped_load_is_told_at_once() {
         panics.get_or_load(2, load).await
     });
     until("it leads", || one.stats().leases == 2).await;
-    let waiting = waiter(&server, &b, 2, "second").await;
+    let caller = b.clone();
+    let waiting = tokio::spawn(async move { caller.get_or_load(2, || async { Ok("unused".into()) }).await });
+    waited_for(&server, 2).await;
     go.notify_one();
     assert!(matches!(soon(panicking).await.unwrap(), Err(LoadError::Panicked(_))));
-    assert_eq!(soon(waiting).await.unwrap(), loaded("second"));
+    let told = soon(waiting).await.unwrap();
+    assert!(matches!(told, Err(LoadError::Remote { kind: RemoteKind::Panicked })), "{told:?}");
+
+    let hasty: Cache = builder(&one).load_timeout(Duration::from_secs(2)).build().unwrap();
+    let late = tokio::spawn(async move { hasty.get_or_load(4, std::future::pending).await });
+    until("it leads", || one.stats().leases == 3).await;
+    let caller = b.clone();
+    let waiting = tokio::spawn(async move { caller.get_or_load(4, || async { Ok("unused".into()) }).await });
+    waited_for(&server, 4).await;
+    assert!(matches!(soon(late).await.unwrap(), Err(LoadError::TimedOut(_))));
+    let told = soon(waiting).await.unwrap();
+    assert!(matches!(told, Err(LoadError::Remote { kind: RemoteKind::TimedOut })), "{told:?}");
 
     let held = Held::start(&a, 3, Ok("unused")).await;
     let waiting = waiter(&server, &b, 3, "third").await;

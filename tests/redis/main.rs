@@ -21,6 +21,7 @@ mod observed;
 mod processes;
 mod proxy;
 mod server;
+mod shared_stale;
 #[cfg(all(feature = "layer", feature = "test-util"))]
 #[path = "../support/mod.rs"]
 mod support;

@@ -5,7 +5,7 @@
 --       waited for, 5 lifetime of the control record in ms, 6 tokens up to this one are void
 -- Returns { what, token of the value, ms it stays fresh (less than 0: since when it is not), ms it lives,
 --           token of the lease, ms the lease lasts, kind of failure }
--- What: H fresh; S stale, someone else is at it; R stale, the lease is yours; L the lease is yours;
+-- What: H fresh; S stale, someone else is at it, or failed if the lease lasts 0; R stale, the lease is yours; L the lease is yours;
 --       W wait for the lease's holder; E the holder failed.
 local value, control = KEYS[1], KEYS[2]
 local owner, lease, newer_than, awaited = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -42,9 +42,9 @@ if holder and holder ~= owner and left > 0 and left <= life then
   redis.call('HSET', control, 'w', '1')
   return { held and 'S' or 'W', token, fresh, lives, last, left, '' }
 end
-if failed > 0 then
-  if held and backing_off then return { 'S', token, fresh, lives, 0, 0, '' } end
-  if not held and (backing_off or failed == awaited) then return { 'E', 0, 0, 0, failed, 0, c[6] } end
+if failed > 0 and (backing_off or failed == awaited) then
+  if held then return { 'S', token, fresh, lives, 0, 0, '' } end
+  return { 'E', 0, 0, 0, failed, 0, c[6] }
 end
 
 -- A clock and a counter in one: it grows even if the control record is lost or another server takes over.
