@@ -8,7 +8,7 @@ use crate::clock::{Tick, Timeline};
 #[cfg(feature = "redis")]
 use crate::coordinate::Token;
 #[cfg(feature = "redis")]
-use crate::event::Outcome;
+use crate::event::{Outcome, StaleReason};
 use crate::policy::{Lifetime, Times};
 #[cfg(feature = "redis")]
 use crate::sync::Mutex;
@@ -178,6 +178,17 @@ impl Storing {
             #[cfg(feature = "redis")]
             outcome: self.shared.and_then(|stamp| stamp.outcome),
         }
+    }
+
+    /// True if a load has failed, and the value, which other instances share, stands in for what it was to bring.
+    #[cfg_attr(not(feature = "redis"), allow(clippy::unused_self))]
+    pub(super) fn stands_in(&self) -> bool {
+        #[cfg(feature = "redis")]
+        return self.shared.and_then(|stamp| stamp.outcome).is_some_and(|outcome| {
+            matches!(outcome, Outcome::Stale { reason: StaleReason::LoadFailed, .. })
+        });
+        #[cfg(not(feature = "redis"))]
+        false
     }
 
     /// True if it says nothing but how long the value is fresh.

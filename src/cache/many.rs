@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::unconstrained;
 #[cfg(feature = "redis")]
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::engine::{CacheFlights, Came, Loader, Nothing, refresh};
 use super::entry::Entry;
@@ -58,8 +58,8 @@ impl<K, V, E> Seat<K, V, E> {
 /// Who flies in one call's batch.
 struct Batch<K, V, E> {
     boarding: Mutex<Boarding<K, V, E>>,
-    /// Told when the last key is decided.
-    decided: Notify,
+    /// Told when the last key is decided, and when the round is over.
+    news: Notify,
 }
 
 struct Boarding<K, V, E> {
@@ -72,6 +72,14 @@ struct Boarding<K, V, E> {
     undecided: usize,
     /// Keys that were served, and whose values a load should replace.
     refreshes: Vec<(K, Entry<V>)>,
+}
+
+impl<K, V, E> Boarding<K, V, E> {
+    /// Who is aboard, at the end of a round.
+    fn depart(&mut self) -> Vec<Seat<K, V, E>> {
+        self.round += 1;
+        std::mem::take(&mut self.seats)
+    }
 }
 
 /// One key's claim to a place in a batch.
@@ -89,15 +97,24 @@ struct Ticket<K: Key, V, E> {
 }
 
 impl<K, V, E> Batch<K, V, E> {
-    /// Takes nobody more aboard, and leaves out all who are.
-    fn leave_out(&self) {
+    /// Takes nobody more aboard, and leaves out all who are: in this round, or in any. False if it is not clear yet who
+    /// they are in this round.
+    fn leave_out(&self, in_round: Option<usize>) -> bool {
         let mut boarding = self.boarding.lock();
+        if in_round.is_some_and(|round| round == boarding.round && boarding.undecided > 0) {
+            return false;
+        }
+        if in_round.is_some_and(|round| round != boarding.round) {
+            return true;
+        }
         boarding.open = false;
-        let seats = std::mem::take(&mut boarding.seats);
+        let seats = boarding.depart();
         drop(boarding);
+        self.news.notify_waiters();
         for seat in seats {
             seat.answer(Ok(Err(Nothing::NotAsked)), Duration::ZERO);
         }
+        true
     }
 }
 
@@ -109,7 +126,7 @@ impl<K: Key, V, E> Ticket<K, V, E> {
         let mut boarding = self.batch.boarding.lock();
         boarding.undecided -= 1;
         if boarding.undecided == 0 {
-            self.batch.decided.notify_waiters();
+            self.batch.news.notify_waiters();
         }
     }
 }
@@ -199,7 +216,7 @@ where
 
     #[cfg(feature = "redis")]
     fn gate(&mut self) -> Option<Arc<dyn Gate>> {
-        self.batch.expect_another();
+        self.batch.boarding.lock().undecided += 1;
         let ticket = Arc::new(Ticket { batch: Arc::clone(&self.batch), decided: AtomicBool::new(false) });
         self.ticket = Some(Arc::clone(&ticket));
         Some(ticket)
@@ -218,28 +235,25 @@ where
     V: Value,
     E: Fault,
 {
-    /// A key of which other instances are asked. Once it is clear of all such keys whether they come, flights wait for the
-    /// caller to call the loader; one that is not polled any more keeps them no longer than [`CALLERS_TURN`].
-    fn expect_another(self: &Arc<Self>) {
-        let mut boarding = self.boarding.lock();
-        boarding.undecided += 1;
-        if boarding.undecided > 1 {
-            return;
-        }
-        let (batch, round) = (Arc::clone(self), boarding.round);
-        drop(boarding);
+    /// Once it is clear of every key whether it comes, flights wait for the caller to call the loader; one that is not
+    /// polled any more keeps them no longer than [`CALLERS_TURN`].
+    fn watch(self: &Arc<Self>) {
+        let (batch, round) = (Arc::clone(self), self.boarding.lock().round);
         sync::spawn(async move {
             loop {
-                let decided = batch.decided.notified();
-                if batch.boarding.lock().undecided == 0 {
-                    break;
+                let news = batch.news.notified();
+                let undecided = {
+                    let boarding = batch.boarding.lock();
+                    if boarding.round != round {
+                        return;
+                    }
+                    boarding.undecided
+                };
+                if undecided > 0 {
+                    news.await;
+                } else if timeout(CALLERS_TURN, news).await.is_err() && batch.leave_out(Some(round)) {
+                    return;
                 }
-                decided.await;
-            }
-            sleep(CALLERS_TURN).await;
-            let is_its_round = batch.boarding.lock().round == round;
-            if is_its_round {
-                batch.leave_out();
             }
         });
     }
@@ -254,7 +268,7 @@ where
     fn new() -> Arc<Self> {
         let boarding =
             Boarding { open: false, round: 0, seats: Vec::new(), undecided: 0, refreshes: Vec::new() };
-        Arc::new(Self { boarding: Mutex::new(boarding), decided: Notify::new() })
+        Arc::new(Self { boarding: Mutex::new(boarding), news: Notify::new() })
     }
 
     fn open(&self) {
@@ -264,13 +278,18 @@ where
     }
 
     /// Takes no more aboard, once it is clear of every key whether it comes: at once, unless other instances are asked.
-    async fn close(&self) {
+    async fn close(self: &Arc<Self>) {
+        let mut is_watched = false;
         loop {
-            let decided = self.decided.notified();
+            let news = self.news.notified();
             if self.try_close() {
                 return;
             }
-            decided.await;
+            if !std::mem::replace(&mut is_watched, true) {
+                #[cfg(feature = "redis")]
+                self.watch();
+            }
+            news.await;
         }
     }
 
@@ -310,7 +329,8 @@ where
             refresh(flights, Owned(key.clone()), self.member(key), Some(stale), false);
         }
         self.close().await;
-        let seats = std::mem::take(&mut self.boarding.lock().seats);
+        let seats = self.boarding.lock().depart();
+        self.news.notify_waiters();
         if seats.is_empty() {
             return;
         }
@@ -336,7 +356,7 @@ struct Desk<K: Key, V: Value, E: Fault>(Arc<Batch<K, V, E>>);
 
 impl<K: Key, V: Value, E: Fault> Drop for Desk<K, V, E> {
     fn drop(&mut self) {
-        self.0.leave_out();
+        self.0.leave_out(None);
     }
 }
 

@@ -230,13 +230,30 @@ impl<K: Clone, V, E> Clone for Errander<K, V, E> {
 }
 
 /// A flight that goes on with what another one began.
-struct GoesOn<K, V, E>(BoxLoad<CacheLanding<K, V>, E>);
+struct GoesOn<K, V, E> {
+    flights: Arc<CacheFlights<K, V, E>>,
+    load: BoxLoad<CacheLanding<K, V>, E>,
+    /// Of the value that it is to replace.
+    token: Token,
+}
 
-impl<K, V, E> Plan<K, CacheLanding<K, V>, E> for GoesOn<K, V, E> {
+impl<K, V, E> Plan<K, CacheLanding<K, V>, E> for GoesOn<K, V, E>
+where
+    K: Key,
+    V: Value,
+    E: Fault,
+{
     type Kept = ();
 
+    /// Between the two flights the value may have been voided or replaced, and the cache closed.
+    fn recheck(&mut self, key: &K) -> Option<CacheLanding<K, V>> {
+        let engine = &self.flights.hook;
+        let is_due = !engine.is_closed() && engine.shelf.token_of(key) == Some(self.token);
+        (!is_due).then_some(Err(Nothing::NotAsked))
+    }
+
     fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
-        self.0
+        self.load
     }
 }
 
@@ -299,7 +316,7 @@ where
                             let arrival = self.arrival(opened, &value, born, outcome);
                             let Some(permit) = self.permit(spares(true)) else { return Ok(Ok(arrival)) };
                             let load = Box::pin(self.clone().fly(lease, own(permit)));
-                            return Ok(Ok(self.go_on(arrival, load)));
+                            return Ok(Ok(self.go_on(arrival, load, false)));
                         }
                         Some((opened, value)) if value.stale_since < value.stale_if_error => {
                             let load = Box::pin(self.clone().fly(lease, own(None)));
@@ -332,13 +349,24 @@ where
     }
 
     /// Has the load go on in a flight that nobody waits for, once the arrival has landed and its key is free. If that
-    /// finds no place, or another is under way, the load is dropped, and with it its lease.
-    fn go_on(&self, mut arrival: Arrival<K, V>, load: BoxLoad<CacheLanding<K, V>, E>) -> Arrival<K, V> {
+    /// finds no place, or another is under way, the load is dropped, and with it its lease. One that `is_begun` is counted
+    /// by this flight.
+    fn go_on(
+        &self,
+        mut arrival: Arrival<K, V>,
+        load: BoxLoad<CacheLanding<K, V>, E>,
+        is_begun: bool,
+    ) -> Arrival<K, V> {
         if let Destination::Shelf(storing) = &mut arrival.bound_for {
+            let token = storing.shared.map_or(0, |stamp| stamp.token);
             let Self { flights, key, .. } = self.clone();
             storing.then = Some(Then::new(move || {
-                if !flights.hook.is_closed() && flights.launch(Owned(key), GoesOn(load)) {
+                let goes_on = GoesOn { flights: Arc::clone(&flights), load, token };
+                if flights.launch(Owned(key), goes_on) {
                     flights.hook.counters.count_refresh();
+                    if is_begun {
+                        flights.hook.counters.spare_load();
+                    }
                 }
             }));
         }
@@ -362,11 +390,11 @@ where
         };
         let reason = match came {
             Some(Ok(landing)) => return landing,
-            None if until == soft => StaleReason::LoadSlow,
+            None if until != end => StaleReason::LoadSlow,
             Some(Err(_)) | None => StaleReason::LoadFailed,
         };
         let arrival = self.arrival(opened, value, born, Outcome::Stale { age: value.age, reason });
-        Ok(if reason == StaleReason::LoadSlow { self.go_on(arrival, load) } else { arrival })
+        Ok(if reason == StaleReason::LoadSlow { self.go_on(arrival, load, true) } else { arrival })
     }
 
     /// The value of another instance's load.
@@ -476,7 +504,7 @@ fn drop_up_to<K: Key, V: Value>(shelf: &Shelf<K, V>, key: &K, token: Token) {
 }
 
 fn remove_up_to<K: Key, V: Value>(shelf: &Shelf<K, V>, key: &K, token: Token) {
-    if shelf.find(key).is_some_and(|entry| entry.token() <= token) {
+    if shelf.token_of(key).is_some_and(|there| there <= token) {
         shelf.remove(key);
     }
 }

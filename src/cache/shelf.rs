@@ -15,6 +15,8 @@ use super::entry::{Arrival, Destination, Entry, Storing};
 use super::generations::{Born, Generations};
 use super::store::{AnyStore, Kept, StoreKind, Weigher};
 use crate::clock::Timeline;
+#[cfg(feature = "redis")]
+use crate::coordinate::Token;
 use crate::deferred;
 use crate::error::LoadError;
 use crate::flight::{Fault, Key, Settle, Value};
@@ -73,6 +75,14 @@ impl<K, V> Change<K, V> {
     }
 }
 
+#[cfg(feature = "redis")]
+impl<K, V> Change<K, V> {
+    /// False if its flight was closed, and it was not to be.
+    fn is_made(&self) -> bool {
+        matches!(self.write, Write::Nothing)
+    }
+}
+
 impl<K, V> From<Write<K, V>> for Change<K, V> {
     fn from(write: Write<K, V>) -> Self {
         Self {
@@ -121,6 +131,13 @@ where
         Q: Hash + Eq + ?Sized,
     {
         self.valid(self.store.get(key))
+    }
+
+    /// The token of the entry under `key`. No destructor of a value runs in it.
+    #[cfg(feature = "redis")]
+    pub(super) fn token_of(&self, key: &K) -> Option<Token> {
+        let kept = self.store.get(key)?;
+        kept.entry().filter(|entry| entry.is_valid(&self.generations)).map(Entry::token)
     }
 
     /// What [`find`](Self::find) finds, for a call that has looked already and most likely finds nothing again.
@@ -252,7 +269,10 @@ where
             Entry::plain(value, now.checked_add(shortened(storing.life.ttl, jitter, random)), storing.born)
         } else {
             let now = self.timeline.tick(now);
-            let times = Times::new(now, &storing.life, jitter, random, storing.cost);
+            let mut times = Times::new(now, &storing.life, jitter, random, storing.cost);
+            if storing.stands_in() {
+                times = times.failed(now, random);
+            }
             Entry::new(value, times, &self.timeline, storing)
         };
         self.weighed(key, entry)
@@ -391,7 +411,7 @@ where
     #[cfg_attr(not(feature = "redis"), allow(unused_mut))]
     pub(crate) fn made(&self, mut change: Change<K, V>) {
         #[cfg(feature = "redis")]
-        let then = change.then.take();
+        let then = change.then.take().filter(|_| change.is_made());
         drop(change);
         self.announce();
         #[cfg(feature = "redis")]

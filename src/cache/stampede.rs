@@ -240,7 +240,8 @@ where
     /// A key that `load` leaves out is absent from the answer, and the cache keeps nothing for it. Callers who wait
     /// for it alone run their own loaders; a call like this one that waits for it asks its own `load`, unless that
     /// has been called already. Values for other keys are ignored. A key whose load under way turns out to be from before
-    /// an invalidation of its tag, when `load` has been called already, is [`LoadError::Cancelled`].
+    /// an invalidation of its tag, when `load` has been called already, is [`LoadError::Cancelled`],
+    /// or on a tier [`LoadError::Remote`].
     ///
     /// Where instances share a tier, it is asked for all keys at once, and `load` is given those that no other instance
     /// has or loads. It is called when that is known: a stale value is served one round trip later than without a tier.
@@ -349,10 +350,10 @@ where
         let born = shelf.generations.born();
         let storing = Storing::new(self.flights.hook.insert_life(), Duration::ZERO, born);
         let mut change = shelf.putting(key.clone(), value, &storing);
+        // Other instances load it for themselves. They are told first: a load that asks from here on has nothing from before.
+        drop(self.flights.hook.tell_invalid(|| Some(key.clone())));
         self.flights.overrule(&key, || shelf.make(&key, &mut change));
         shelf.made(change);
-        // Other instances load it for themselves.
-        drop(self.flights.hook.tell_invalid(|| Some(key)));
     }
 
     /// Drops the value under `key`. A load of the key that is under way serves those who wait for it and is not
@@ -378,9 +379,11 @@ where
     {
         let shelf = &self.flights.hook.shelf;
         let change = Change::none();
+        // The others first: a load that asks them from here on has nothing from before.
+        let told = self.flights.hook.tell_invalid(|| key.to_key());
         self.flights.overrule(key, || shelf.remove(key));
         shelf.made(change);
-        self.flights.hook.tell_invalid(|| key.to_key())
+        told
     }
 
     /// Drops every value, and voids the loads under way as [`invalidate`](Self::invalidate) does.
@@ -398,10 +401,10 @@ where
     ///
     /// Where instances share a tier this concerns all of them, soon after the call returns.
     pub fn invalidate_all(&self) {
+        self.flights.hook.tell_all_invalid();
         self.flights.hook.shelf.clear();
         self.flights.forget_all();
         self.flights.hook.shelf.announce();
-        self.flights.hook.tell_all_invalid();
     }
 
     /// Drops every value that was loaded with `tag` ([`Loaded::tags`]). A load under way that turns out to carry
@@ -425,8 +428,8 @@ where
     /// Where instances share a tier this concerns all of them, soon after the call returns.
     pub fn invalidate_tag(&self, tag: impl AsRef<str>) {
         let mark = mark_of(tag.as_ref());
-        self.flights.hook.shelf.generations.invalidate(mark);
         self.flights.hook.tell_tag_invalid(mark);
+        self.flights.hook.shelf.generations.invalidate(mark);
     }
 
     /// Starts a background load of `key`, whether or not its value is fresh. False if one is under way, the

@@ -128,13 +128,10 @@ impl Afterwards {
 }
 
 /// The marker because of which a request ran for its own client alone. One client's response put it there; another's
-/// that may be shared takes it away, or a single client could keep all others from sharing. One that may not be keeps it
-/// there: were it to end, those who come next would wait for one of them to find that out again.
+/// that may be shared takes it away, or a single client could keep all others from sharing.
 pub(super) struct Lifts {
     pub(super) key: PageKey,
     pub(super) facts: RequestFacts,
-    /// Half of its time is over.
-    pub(super) is_due: bool,
 }
 
 impl Lifts {
@@ -144,10 +141,8 @@ impl Lifts {
         let (status, headers) = (response.status(), response.headers());
         let verdict = verdict::judge(self.facts, status, headers, &settings.policy, SystemTime::now());
         let fits = length(headers, response.body()).is_some_and(|length| length <= settings.max_body_bytes);
-        match verdict.share {
-            Share::Yes if fits => guard.lift(&self.key),
-            Share::No(_) if self.is_due => guard.renew(&self.key),
-            Share::Yes | Share::No(_) => {}
+        if verdict.share == Share::Yes && fits {
+            guard.lift(&self.key);
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::http::syntax::words;
 use crate::http::vary::VarySpec;
 use crate::http::verdict::{self, HttpPolicy, RequestFacts};
 use crate::invalidation::Invalidation;
-use crate::policy::{Freshness, Lifetime};
+use crate::policy::Freshness;
 use crate::sync::RandomState;
 
 /// How long a key is known to be each client's own.
@@ -355,16 +355,6 @@ impl Guarded {
     pub(super) fn lift(&self, key: &PageKey) {
         if let Some(Reply::Private | Reply::Checked(_)) = self.shelf().find(key).map(|entry| entry.value) {
             self.shelf().remove(key);
-        }
-    }
-
-    /// Gives the marker under `key`, if there is one, its whole time again.
-    pub(super) fn renew(&self, key: &PageKey) {
-        let shelf = self.shelf();
-        if let Some(Reply::Private) = shelf.find(key).map(|entry| entry.value) {
-            let life = Lifetime::fresh_for(HIT_FOR_MISS);
-            let storing = Storing::new(life, Duration::ZERO, shelf.generations.born());
-            shelf.put(Arc::clone(key), Reply::Private, &storing);
         }
     }
 

@@ -280,7 +280,7 @@ where
         match end {
             #[cfg(feature = "grpc")]
             End::Complete if self.address.class == MethodClass::Unary => self.call_ended(page, verdict),
-            End::Complete if self.by_head && page.recording.recorded() == 0 && self.had_body() => {
+            End::Complete if self.by_head && page.recording.recorded() == 0 && self.had_body(page.status) => {
                 Err(LoadError::Failed(Arc::new(Failure::Bodiless)))
             }
             End::Complete => Ok(self.kept(page, None, verdict)),
@@ -289,9 +289,10 @@ where
         }
     }
 
-    fn had_body(&self) -> bool {
+    /// Whether there was a page of this status, with a body.
+    fn had_body(&self, status: StatusCode) -> bool {
         let page = self.stale.as_ref().and_then(|entry| entry.value.page());
-        page.is_some_and(|page| page.recording.recorded() > 0)
+        page.is_some_and(|page| page.status == status && page.recording.recorded() > 0)
     }
 
     /// True while what the shelf had may be served if this load fails.

@@ -146,12 +146,11 @@ fn reply_at(guard: &Guarded, key: &PageKey) -> Option<Reply> {
 /// page, or points to variants where another thing was `before`. A marker may be its own: others went on without it.
 fn is_past(page: &Arc<Page>, there: &Reply, before: Option<&Reply>) -> bool {
     match (there, before) {
-        (Reply::Page(there, _), _) => there.is_newer_than(page),
+        (Reply::Page(there, _) | Reply::Checked(there), _) => there.is_newer_than(page),
         (Reply::Varies(there), _) if there.spec == page.spec => false,
         (Reply::Varies(there), Some(Reply::Varies(before))) => !Arc::ptr_eq(there, before),
-        (Reply::Checked(there), Some(Reply::Checked(before))) => !Arc::ptr_eq(there, before),
         (Reply::Private, _) => false,
-        (Reply::Varies(_) | Reply::Checked(_), _) => true,
+        (Reply::Varies(_), _) => true,
     }
 }
 

@@ -15,7 +15,7 @@ use super::body::GuardBody;
 use super::bounds::{Inner, ResponseBody};
 use super::check::check;
 use super::future::{Afterwards, Changes, Lifts, Outdates, ResponseFuture};
-use super::guard::{Guarded, HIT_FOR_MISS, KeyExtra};
+use super::guard::{Guarded, KeyExtra};
 use super::load::PageLoad;
 use super::look::{Found, look};
 use super::page::{Page, Reply};
@@ -26,7 +26,7 @@ use crate::clock::Tick;
 use crate::event::count_request;
 use crate::flight::Owned;
 use crate::http::cache_control::RequestDirectives;
-use crate::http::cache_status::{CacheStatus, Forward, Ttl};
+use crate::http::cache_status::{CacheStatus, Forward};
 use crate::http::conditional::{Conditionals, take_conditionals};
 use crate::http::eligible::{Eligibility, PassReason, Present, classify, is_safe};
 use crate::http::key::{Lines, MethodClass};
@@ -399,8 +399,7 @@ impl<S> GuardService<S> {
                 ResponseFuture::fly(check(load, conditionals))
             }
             (Some(Address { key, .. }), _) => {
-                let is_due = !matches!(guard.ttl(&entry), Ttl::Left(left) if left > HIT_FOR_MISS / 2);
-                self.pass_alone(parts, body, conditionals, Changes::Lifts(Lifts { key, facts, is_due }))
+                self.pass_alone(parts, body, conditionals, Changes::Lifts(Lifts { key, facts }))
             }
             (None, _) => self.pass_alone(parts, body, conditionals, Changes::Nothing),
         }

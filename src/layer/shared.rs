@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::address::{Address, original_uri};
 use super::bounds::{Inner, ResponseBody};
 use super::guard::{Guarded, HIT_FOR_MISS, OnWaitTimeout, SIGNPOST_TTL};
-use super::load::{Landing, PageArrival, PageLoad, asked};
+use super::load::{Failure, Landing, PageArrival, PageLoad, asked};
 use super::page::{Page, PageKey, Reply};
 use super::places::aged;
 use super::recording::{End, Recording};
@@ -379,7 +379,9 @@ impl Errand {
                     None => lease.keep_local(),
                 }
             }
-            Err(LoadError::Failed(_)) => lease.fail(RemoteKind::Failed),
+            Err(LoadError::Failed(failure)) if !matches!(**failure, Failure::Bodiless) => {
+                lease.fail(RemoteKind::Failed);
+            }
             Err(LoadError::TimedOut(_)) => lease.fail(RemoteKind::TimedOut),
             Err(_) => drop(lease),
         }

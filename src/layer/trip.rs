@@ -362,6 +362,10 @@ impl Waiting {
             (LoadError::Reentrant | LoadError::Overloaded(Overloaded::InFlight { .. }), Some(load)) => {
                 return Turn::Alone(self.back(load).alone());
             }
+            // A GET of its own may bring more.
+            (LoadError::Failed(failure), Some(load)) if matches!(*failure, Failure::Bodiless) => {
+                return Turn::Alone(self.back(load).alone());
+            }
             (LoadError::Panicked(panic), _) if role == Role::Leader => {
                 let message = || Box::new(panic.to_string()) as Box<dyn std::any::Any + Send>;
                 std::panic::resume_unwind(panic.take_payload().unwrap_or_else(message));

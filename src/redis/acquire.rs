@@ -33,12 +33,14 @@ pub(super) struct Question<'a> {
 #[derive(Debug)]
 pub(super) enum Answer {
     Hit(SharedValue),
-    /// It is stale, and another instance holds the lease of that token for that long; for zero, nobody is to load now.
+    /// It is stale, and another instance holds the lease of that token for that long.
     Stale {
         value: SharedValue,
         token: u64,
         left: Duration,
     },
+    /// It is stale, and a load has failed.
+    StaleAfter(SharedValue, String),
     Lead {
         token: u64,
         stale: Option<SharedValue>,
@@ -115,6 +117,9 @@ impl Question<'_> {
         };
         Some(match (text(reply.first()?)?, shared()) {
             ("H", Some(value)) => Answer::Hit(value),
+            ("S", Some(value)) if left.is_zero() => {
+                Answer::StaleAfter(value, text(reply.get(6)?)?.to_string())
+            }
             ("S", Some(value)) => Answer::Stale { value, token, left },
             ("R", Some(value)) => Answer::Lead { token, stale: Some(value) },
             ("L" | "R", _) => Answer::Lead { token, stale: None },

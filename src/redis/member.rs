@@ -14,7 +14,6 @@ use super::link::Fault;
 use super::tier::Tier;
 use super::undone::Target;
 use crate::coordinate::{Ask, Boxed, Group, Member, Token, Turn};
-use crate::error::RemoteKind;
 use crate::event;
 use crate::invalidation::Invalidation;
 
@@ -92,6 +91,7 @@ impl RedisMember {
             void: 0,
             reads: true,
         };
+        let takes_stale = ask.takes_stale && ask.newer_than.is_none();
         let mut waiting = None;
         let mut until = None;
         let mine = orphan(place.clone(), &owner, None, &events);
@@ -129,18 +129,15 @@ impl RedisMember {
                     let lease = Box::new(RedisLease { held, schema: self.schema, key: Arc::clone(key) });
                     return Turn::Lead { lease, stale };
                 }
+                Answer::StaleAfter(_, kind) if kind == LOCAL => return Turn::Alone,
+                Answer::StaleAfter(value, kind) => {
+                    let window = value.stale_while_revalidate.max(value.stale_if_error);
+                    let serves = takes_stale && value.stale_since < window;
+                    return if serves { Turn::Stale(value) } else { Turn::Failed(kind_from(&kind)) };
+                }
                 Answer::Stale { value, token, left } => {
-                    // Nobody is at it: a load has failed.
-                    let window = if left.is_zero() {
-                        value.stale_while_revalidate.max(value.stale_if_error)
-                    } else {
-                        value.stale_while_revalidate
-                    };
-                    if ask.newer_than.is_none() && ask.takes_stale && value.stale_since < window {
+                    if takes_stale && value.stale_since < value.stale_while_revalidate {
                         return Turn::Stale(value);
-                    }
-                    if left.is_zero() {
-                        return Turn::Failed(RemoteKind::Failed);
                     }
                     (token, left)
                 }

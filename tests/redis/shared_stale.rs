@@ -259,3 +259,66 @@ async fn a_batch_that_was_given_up_leaves_what_stands_in() {
     let got: Result<_, LoadError<_>> = soon(cache.get_or_load(1, failing)).await;
     assert_eq!(got.unwrap(), "old");
 }
+
+/// The load that goes on is from before it.
+#[tokio::test]
+async fn an_invalidation_during_a_slow_load_wins() {
+    let server = Server::start();
+    let settings = |builder| if_error(builder).soft_timeout(Duration::from_millis(300));
+    let (_one, two, cache) = newcomer(&server, 1, settings).await;
+    let loads = Loads::default();
+    let load = loads.clone();
+    let caller = cache.clone();
+    let slow = tokio::spawn(async move { caller.get_or_load(0, move || load.load()).await });
+    until("it loads", || loads.running() == 1).await;
+    soon(cache.invalidate(&0)).await.unwrap();
+    // It was waiting before, and has what stands in; the load has no place to go to.
+    assert_eq!(soon(slow).await.unwrap().unwrap(), "old");
+    until("it is given up", || loads.running() == 0).await;
+    assert_eq!(soon(cache.get_or_load(0, || async { Ok("newer".into()) })).await.unwrap(), "newer");
+    published(&two, 1).await;
+    assert_eq!(cache.stats().flights.loads, 2);
+}
+
+/// What is for one instance alone is no failure.
+#[tokio::test]
+async fn it_does_not_stand_in_for_a_value_that_is_not_shared() {
+    let server = Server::start();
+    let (_one, _two, leader) = newcomer(&server, 1, if_error).await;
+    let (started, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (starts, goes) = (Arc::clone(&started), Arc::clone(&go));
+    let uncacheable = tokio::spawn(async move {
+        let load = |_| async move {
+            starts.notify_one();
+            goes.notified().await;
+            Ok(Loaded::new("for one".to_string()).uncacheable())
+        };
+        leader.get_or_load_with(0, load).await.map(|fetched| fetched.value)
+    });
+    let third = tier(&server).await;
+    let third = if_error(builder(&third)).build().unwrap();
+    soon(started.notified()).await;
+    let waiting =
+        tokio::spawn(async move { third.get_or_load(0, || async { Ok("for another".into()) }).await });
+    crate::calls::waited_for(&server, 0).await;
+    go.notify_one();
+    assert_eq!(soon(uncacheable).await.unwrap().unwrap(), "for one");
+    assert_eq!(soon(waiting).await.unwrap().unwrap(), "for another");
+}
+
+#[tokio::test]
+async fn while_it_stands_in_the_next_load_waits_its_turn() {
+    let server = Server::start();
+    let (_one, _two, cache) = newcomer(&server, 1, if_error).await;
+    let runs = Arc::new(AtomicUsize::new(0));
+    for _ in 0..10 {
+        let runs = Arc::clone(&runs);
+        let load = move || async move {
+            runs.fetch_add(1, Ordering::SeqCst);
+            Err::<String, _>("down".to_string())
+        };
+        assert_eq!(soon(cache.get_or_load(0, load)).await.unwrap(), "old");
+    }
+    // The first pause is 75 ms at least.
+    assert!(runs.load(Ordering::SeqCst) <= 2, "{runs:?}");
+}

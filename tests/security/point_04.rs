@@ -474,25 +474,3 @@ async fn extensions_of_a_response_stay_with_their_own_client() {
     assert_eq!(follower.await.unwrap().extensions().get::<&str>(), None);
     assert_eq!(site.response(get("/")).await.extensions().get::<&str>(), None);
 }
-
-/// The marker of an uncacheable key lasts as long as its responses are: nobody waits to find out again.
-#[tokio::test]
-async fn a_key_that_is_asked_for_stays_known_as_each_clients_own() {
-    let site = Site::new(
-        |builder| builder,
-        |call: Call| async move {
-            call.gate().await;
-            answer(200, &[("cache-control", "private")], call.run.to_string())
-        },
-    );
-    site.open(5);
-    for _ in 0..5 {
-        site.ask(get("/")).await;
-        site.clock.advance(secs(6));
-    }
-    // Were it not known, the second would wait for the first.
-    let herd: Vec<_> = (0..2).map(|_| site.start(get("/"))).collect();
-    until(|| site.runs() == 7).await;
-    site.open(2);
-    all(herd).await;
-}

@@ -43,7 +43,7 @@ if holder and holder ~= owner and left > 0 and left <= life then
   return { held and 'S' or 'W', token, fresh, lives, last, left, '' }
 end
 if failed > 0 and (backing_off or failed == awaited) then
-  if held then return { 'S', token, fresh, lives, 0, 0, '' } end
+  if held then return { 'S', token, fresh, lives, 0, 0, c[6] } end
   return { 'E', 0, 0, 0, failed, 0, c[6] }
 end
 
