@@ -9,10 +9,12 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::entry::{Arrival, Destination, Entry, Receipt, Storing};
+#[cfg(feature = "redis")]
+use super::errand::{Errand, Gate};
 use super::generations::{Born, Mark, mark_of};
 use super::loaded::{LoadContext, Loaded};
 #[cfg(feature = "redis")]
-use super::shared::{Errand, Gate, Shared};
+use super::shared::Shared;
 use super::shelf::{Change, Shelf};
 use super::stats::Counters;
 use crate::error::{LoadError, RemoteKind, bounded};
@@ -166,7 +168,7 @@ where
         let own = load(Arc::clone(self.flights), self.loader, stale);
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
-            return super::shared::load(Arc::clone(self.flights), *errand, Box::new(own));
+            return super::errand::load(Arc::clone(self.flights), *errand, Box::new(own));
         }
         own(None)
     }
@@ -214,7 +216,7 @@ where
         let own = load(Arc::clone(&self.flights), self.loader, self.stale);
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
-            return super::shared::load(self.flights, errand, Box::new(own));
+            return super::errand::load(self.flights, errand, Box::new(own));
         }
         own(self.permit)
     }

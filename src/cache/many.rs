@@ -21,10 +21,10 @@ use tokio::time::timeout;
 
 use super::engine::{CacheFlights, Came, Loader, Nothing, refresh};
 use super::entry::Entry;
+#[cfg(feature = "redis")]
+use super::errand::Gate;
 use super::fetch::{Answer, Fetch, IfLoaded};
 use super::loaded::{LoadContext, Loaded};
-#[cfg(feature = "redis")]
-use super::shared::Gate;
 use crate::error::{LoadError, Panicked};
 use crate::event;
 use crate::flight::{self, Fault, Joint, Key, Lead, Owned, Value};

@@ -4,6 +4,8 @@ mod builder;
 mod departures;
 mod engine;
 mod entry;
+#[cfg(feature = "redis")]
+mod errand;
 mod fetch;
 mod generations;
 mod loaded;
