@@ -350,39 +350,39 @@ where
         Err(error)
     }
 
+    /// A call's end to which its flight brought nothing.
+    #[cold]
+    fn nothing(&mut self, nothing: Nothing) -> Answer<V, E> {
+        if nothing == Nothing::NotAsked
+            && let Some(entry) = self.stand_in()
+        {
+            return Ok(Ok(self.engine().stale(entry, StaleReason::LoadFailed)));
+        }
+        event::count_request("absent");
+        Ok(Err(nothing))
+    }
+
     /// `None` if the call is in the air again: what landed is not for it.
     fn landed(&mut self, landed: CacheLanded<'a, K, V, E, S, L>) -> Option<Answer<V, E>> {
-        let arrival = match landed.result {
+        let mut arrival = match landed.result {
             Ok(arrival) => arrival,
             Err(error) => return Some(self.failed(error).map(Ok)),
         };
-        let shelf = &self.engine().shelf;
-        let arrival = match (landed.unused, arrival) {
-            (Some((source, miss)), arrival)
-                if arrival.as_ref().map_or(true, |arrival| shelf.is_void_for(miss.born, arrival)) =>
-            {
-                if L::ALONE {
-                    self.run = Run::new(miss.flights, source, miss, FirstPoll::Inline);
-                    return None;
-                }
-                // What is void for it says nothing of what there is now.
-                Err(arrival.err().unwrap_or(Nothing::NotAsked))
-            }
-            (_, arrival) => arrival,
-        };
-        if arrival.as_ref().err() == Some(&Nothing::NotAsked)
-            && let Some(entry) = self.stand_in()
+        if let Some((source, miss)) = landed.unused
+            && arrival.as_ref().map_or(true, |arrival| self.engine().shelf.is_void_for(miss.born, arrival))
         {
-            return Some(Ok(Ok(self.engine().stale(entry, StaleReason::LoadFailed))));
+            if L::ALONE {
+                self.run = Run::new(miss.flights, source, miss, FirstPoll::Inline);
+                return None;
+            }
+            // What is void for it says nothing of what there is now.
+            arrival = Err(arrival.err().unwrap_or(Nothing::NotAsked));
         }
-        self.fallback = None;
         let arrival = match arrival {
             Ok(arrival) => arrival,
-            Err(nothing) => {
-                event::count_request("absent");
-                return Some(Ok(Err(nothing)));
-            }
+            Err(nothing) => return Some(self.nothing(nothing)),
         };
+        self.fallback = None;
         let outcome = match (arrival.bound_for, landed.role) {
             (Destination::BackingOff { stored, .. }, _) => {
                 self.engine().stale_since(Some(stored), StaleReason::BackingOff)

@@ -696,3 +696,18 @@ async fn a_tier_and_its_caches_leave_nothing_behind() {
     drop(cache);
     until("closed", || clients() == 1).await;
 }
+
+/// As a static cache meets it that several tests share, each with a runtime of its own.
+#[test]
+fn an_invalidation_ends_where_the_tiers_runtime_is_gone() {
+    let server = Server::start();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let one = first.block_on(tier(&server));
+    let cache = cache(&one);
+    second.block_on(fetch(&cache, 1, "value"));
+    drop(first);
+    assert!(second.block_on(async { soon(cache.invalidate(&1)).await }).is_err());
+    assert_eq!(second.block_on(fetch(&cache, 1, "anew")), loaded("anew"));
+}
