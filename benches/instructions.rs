@@ -53,10 +53,10 @@ const BUDGETS: [Budget; 7] = [
         over: "floor: the load in a task of its own",
         more: 0.0,
     },
-    Budget { of: "miss: get_or_load", factor: 1.86, over: "miss: moka get, insert", more: 0.0 },
+    Budget { of: "miss: get_or_load", factor: 1.82, over: "miss: moka get, insert", more: 0.0 },
     Budget {
         of: "herd: a follower of get_or_load",
-        factor: 2.6,
+        factor: 2.35,
         over: "herd: a follower of SingleFlight",
         more: 0.0,
     },
