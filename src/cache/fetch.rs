@@ -352,14 +352,14 @@ where
 
     /// A call's end to which its flight brought nothing.
     #[cold]
-    fn nothing(&mut self, nothing: Nothing) -> Answer<V, E> {
+    fn nothing(&mut self, nothing: Nothing) -> Result<Fetched<V>, Nothing> {
         if nothing == Nothing::NotAsked
             && let Some(entry) = self.stand_in()
         {
-            return Ok(Ok(self.engine().stale(entry, StaleReason::LoadFailed)));
+            return Ok(self.engine().stale(entry, StaleReason::LoadFailed));
         }
         event::count_request("absent");
-        Ok(Err(nothing))
+        Err(nothing)
     }
 
     /// `None` if the call is in the air again: what landed is not for it.
@@ -380,7 +380,7 @@ where
         }
         let arrival = match arrival {
             Ok(arrival) => arrival,
-            Err(nothing) => return Some(self.nothing(nothing)),
+            Err(nothing) => return Some(Ok(self.nothing(nothing))),
         };
         self.fallback = None;
         let outcome = match (arrival.bound_for, landed.role) {
