@@ -163,6 +163,8 @@ impl fmt::Debug for Panicked {
     }
 }
 
+impl std::error::Error for Panicked {}
+
 impl fmt::Display for Panicked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.message() {

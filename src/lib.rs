@@ -87,15 +87,16 @@
 //! |---|---|---|
 //! | `cache` | yes | [`StampedeCache`], on moka |
 //! | `layer` | yes | [`StampedeGuard`] |
-//! | `grpc` | no | [`GrpcStampedeGuard`]: unary gRPC methods that opted in, under tonic or axum |
-//! | `quick-cache` | no | [`QuickCache`], a second [`Store`] for the cache, whose hits cost less |
+//! | `grpc` | no | `GrpcStampedeGuard`: unary gRPC methods that opted in, under tonic or axum |
+//! | `quick-cache` | no | `QuickCache`, a second [`Store`] for the cache, whose hits cost less |
 //! | `metrics` | no | counters and histograms through the [`metrics`](https://docs.rs/metrics) facade |
 //! | `tracing` | with `layer`, `redis` | a span for each load, from which the spans of those who wait follow; warnings |
-//! | `redis` | no | [`RedisTier`] and [`RedisLock`]: one loader among all instances of a service; see `docs/redis.md` |
+//! | `redis` | no | `RedisTier` and `RedisLock`: one loader among all instances of a service; see `docs/redis.md` |
 //! | `redis-cluster`, `redis-sentinel`, `redis-tls` | no | Redis Cluster, Sentinel, TLS |
-//! | `test-util` | no | [`ManualClock`]; with `redis`, a tier in memory that fails at will |
+//! | `test-util` | no | `ManualClock`; with `redis`, a tier in memory that fails at will |
 //!
-//! Without any of them there is [`SingleFlight`], on tokio and hashbrown.
+//! Without any of them there is [`SingleFlight`], on tokio and hashbrown. What `metrics` counts of it are its waiters alone;
+//! [`stats`](SingleFlight::stats) has the rest.
 //!
 //! With `metrics`: `stampede_requests_total{outcome}`, `stampede_loads_total{result}` (`ok`, `error`, `dropped`),
 //! `stampede_load_seconds`, `stampede_refreshes_total`, `stampede_stale_age_seconds`, `stampede_shed_total{cap}`

@@ -69,7 +69,12 @@ pub(crate) fn shortened(ttl: Duration, jitter: f64, random: f64) -> Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Times {
     pub(crate) stored: Tick,
+    /// How old it was then, in another instance.
+    before: Duration,
     pub(crate) fresh_until: Tick,
+    /// The same for all instances, where this one asks the others sooner. Early refreshes go by it: a load before it, and
+    /// not a question.
+    ends: Tick,
     revalidate_until: Tick,
     error_until: Tick,
     /// What the load took; zero if nobody measured it.
@@ -107,13 +112,27 @@ impl Times {
         let fresh_until = now.after(shortened(life.ttl, jitter, random));
         Self {
             stored: now,
+            before: Duration::ZERO,
             fresh_until,
+            ends: fresh_until,
             revalidate_until: fresh_until.after(life.stale_while_revalidate),
             error_until: fresh_until.after(life.stale_if_error),
             cost,
             retry_at: Tick(0),
             failures: 0,
         }
+    }
+
+    /// The times of one that is `age` old already, and fresh for so long from when it was stored here.
+    #[cfg(feature = "redis")]
+    #[must_use]
+    pub(crate) fn shared(self, age: Duration, fresh_for: Duration) -> Self {
+        Self { before: age, ends: self.stored.after(fresh_for), ..self }
+    }
+
+    /// The time since it was stored, in whichever instance.
+    pub(crate) fn age(&self, now: Tick) -> Duration {
+        self.before + now.since(self.stored)
     }
 
     /// `random` is uniform in `[0, 1)`, and asked only where chance decides.
@@ -142,15 +161,13 @@ impl Times {
     }
 
     fn is_early(&self, now: Tick, early: EarlyRefresh, random: impl FnOnce() -> f64) -> bool {
-        let left = self.fresh_until.since(now).as_secs_f64();
+        let left = self.ends.since(now).as_secs_f64();
         match early {
             EarlyRefresh::XFetch { beta } => {
                 // 1 - [0, 1) is (0, 1], whose logarithm is finite.
                 self.cost.as_secs_f64() * beta * -(1.0 - random()).ln() >= left
             }
-            EarlyRefresh::Fraction(share) => {
-                left <= self.fresh_until.since(self.stored).as_secs_f64() * (1.0 - share)
-            }
+            EarlyRefresh::Fraction(share) => left <= self.age(self.ends).as_secs_f64() * (1.0 - share),
         }
     }
 

@@ -48,8 +48,8 @@ pub(crate) enum Destination<K, V> {
     Nowhere(Receipt),
     /// It comes from the shelf, is past its freshness, and the next load of its key is not due yet.
     BackingOff {
-        /// When it was stored.
-        stored: Tick,
+        /// The time since it was stored.
+        age: Duration,
         receipt: Receipt,
     },
     /// It is for those who wait alone, and voids what the shelf has.
@@ -142,6 +142,10 @@ pub(crate) struct Stamp {
     pub(crate) token: Token,
     /// How the flight came by the value, if not by its own load.
     pub(crate) outcome: Option<Outcome>,
+    /// How old it is.
+    pub(crate) age: Duration,
+    /// How long it is fresh, for all; this instance may ask again sooner.
+    pub(crate) fresh_for: Duration,
 }
 
 impl Receipt {
@@ -251,6 +255,11 @@ impl<V> Entry<V> {
     /// Its moments; an entry that has none is fresh until it is dead.
     pub(crate) fn times(&self) -> Option<&Times> {
         self.more.as_ref().map(|more| &more.times)
+    }
+
+    /// The time since it was stored, in whichever instance; zero if nobody asks.
+    pub(crate) fn age(&self, now: Tick) -> Duration {
+        self.times().map_or(Duration::ZERO, |times| times.age(now))
     }
 
     #[cfg(feature = "redis")]

@@ -246,8 +246,9 @@ where
 
     /// The value of another instance's load.
     fn arrival(&self, opened: Opened<V>, value: &SharedValue, born: Born, outcome: Outcome) -> Arrival<K, V> {
-        let life = capped(rest_of(value), self.cap());
-        let shared = Some(Stamp { token: value.token, outcome: Some(outcome) });
+        let life = rest_of(value);
+        let stamp = Stamp { token: value.token, outcome: Some(outcome), age: value.age, fresh_for: life.ttl };
+        let (life, shared) = (capped(life, self.cap()), Some(stamp));
         let storing = Storing { shared, tags: opened.marks, ..Storing::new(life, value.cost, born) };
         Arrival { value: opened.value, bound_for: Destination::Shelf(Box::new(storing)) }
     }
@@ -260,7 +261,8 @@ where
     fn alone(&self, mut arrival: Arrival<K, V>) -> Arrival<K, V> {
         if let Destination::Shelf(storing) = &mut arrival.bound_for {
             storing.life = capped(self.settled(storing), self.cap());
-            storing.shared = Some(Stamp { token: 0, outcome: None });
+            let fresh_for = storing.life.ttl;
+            storing.shared = Some(Stamp { token: 0, outcome: None, age: Duration::ZERO, fresh_for });
         }
         arrival
     }
@@ -302,7 +304,8 @@ where
         };
         let life = self.settled(storing);
         storing.life = capped(life, self.cap());
-        storing.shared = Some(Stamp { token: lease.token(), outcome: None });
+        let (token, fresh_for) = (lease.token(), life.ttl);
+        storing.shared = Some(Stamp { token, outcome: None, age: Duration::ZERO, fresh_for });
         self.publish(lease, &arrival.value, life, storing);
         Ok(Ok(arrival))
     }

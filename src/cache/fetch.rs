@@ -17,7 +17,6 @@ use super::engine::{CacheFlights, CacheLanding, Engine, Loader, Miss, Nothing, r
 use super::entry::Receipt;
 use super::entry::{Destination, Entry};
 use super::store::Kept;
-use crate::clock::Tick;
 use crate::error::LoadError;
 use crate::event::{self, Outcome, StaleReason};
 use crate::flight::{Fault, FirstPoll, Key, KeySource, Landed, Role, Run, Value};
@@ -282,13 +281,12 @@ where
     }
 
     fn stale(&self, entry: Entry<V>, reason: StaleReason) -> Fetched<V> {
-        let stored = entry.times().map(|times| times.stored);
-        Fetched { value: entry.value, outcome: self.stale_since(stored, reason) }
+        let age = entry.age(self.shelf.timeline.now());
+        Fetched { value: entry.value, outcome: self.count_stale(age, reason) }
     }
 
-    fn stale_since(&self, stored: Option<Tick>, reason: StaleReason) -> Outcome {
+    fn count_stale(&self, age: Duration, reason: StaleReason) -> Outcome {
         self.counters.stale.fetch_add(1, Ordering::Relaxed);
-        let age = stored.map_or(Duration::ZERO, |stored| self.shelf.timeline.now().since(stored));
         let outcome = Outcome::Stale { age, reason };
         event::count_outcome(outcome);
         outcome
@@ -384,8 +382,8 @@ where
         };
         self.fallback = None;
         let outcome = match (arrival.bound_for, landed.role) {
-            (Destination::BackingOff { stored, .. }, _) => {
-                self.engine().stale_since(Some(stored), StaleReason::BackingOff)
+            (Destination::BackingOff { age, .. }, _) => {
+                self.engine().count_stale(age, StaleReason::BackingOff)
             }
             (bound_for, role) => {
                 let outcome = match (bound_for, role) {

@@ -223,7 +223,7 @@ where
                 Destination::Nowhere(found.receipt())
             }
             Freshness::Stale { refresh: false } | Freshness::IfError { load: false } if seen.is_some() => {
-                Destination::BackingOff { stored: found.times()?.stored, receipt: found.receipt() }
+                Destination::BackingOff { age: found.age(self.timeline.now()), receipt: found.receipt() }
             }
             _ => return None,
         };
@@ -270,6 +270,10 @@ where
         } else {
             let now = self.timeline.tick(now);
             let mut times = Times::new(now, &storing.life, jitter, random, storing.cost);
+            #[cfg(feature = "redis")]
+            if let Some(stamp) = storing.shared {
+                times = times.shared(stamp.age, stamp.fresh_for);
+            }
             if storing.stands_in() {
                 times = times.failed(now, random);
             }

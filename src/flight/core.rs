@@ -460,9 +460,15 @@ impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
         }
         state.landed = true;
         let herd = state.waiters.take();
+        #[cfg(feature = "cache")]
+        let watchers = state.watchers.take();
         let _over = std::mem::take(&mut state.span);
         drop(state);
         herd.wake();
+        #[cfg(feature = "cache")]
+        if let Some(mut watchers) = watchers {
+            watchers.take().wake();
+        }
         #[cfg(feature = "metrics")]
         crate::event::count_waiters(waiters);
         if let Some(change) = change {

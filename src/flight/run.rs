@@ -229,8 +229,7 @@ where
 
 /// Ready when a flight has landed, for one who is not part of it.
 #[cfg(feature = "cache")]
-pub(crate) struct Watch<'a, K, V, E, H: Settle<K, V, E>> {
-    flights: &'a Arc<Flights<K, V, E, H>>,
+pub(crate) struct Watch<K, V, E> {
     flight: Arc<Flight<K, V, E>>,
     slot: Option<u32>,
 }
@@ -238,33 +237,31 @@ pub(crate) struct Watch<'a, K, V, E, H: Settle<K, V, E>> {
 #[cfg(feature = "cache")]
 impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
     /// The ends of all flights under way.
-    pub(crate) fn landings(self: &Arc<Self>) -> Vec<Watch<'_, K, V, E, H>> {
-        let watch = |flight| Watch { flights: self, flight, slot: None };
+    pub(crate) fn landings(&self) -> Vec<Watch<K, V, E>> {
+        let watch = |flight| Watch { flight, slot: None };
         self.linked().into_iter().map(watch).collect()
     }
 }
 
 #[cfg(feature = "cache")]
-impl<K, V, E, H: Settle<K, V, E>> Future for Watch<'_, K, V, E, H> {
+impl<K, V, E> Future for Watch<K, V, E> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let waits = if let Some(slot) = this.slot {
-            this.flight.keep_waiting(slot, cx.waker())
+        if this.flight.landed_or_watched(&mut this.slot, cx.waker()) {
+            Poll::Ready(())
         } else {
-            this.slot = this.flight.watch(cx.waker());
-            this.slot.is_some()
-        };
-        if waits { Poll::Pending } else { Poll::Ready(()) }
+            Poll::Pending
+        }
     }
 }
 
 #[cfg(feature = "cache")]
-impl<K, V, E, H: Settle<K, V, E>> Drop for Watch<'_, K, V, E, H> {
+impl<K, V, E> Drop for Watch<K, V, E> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            self.flights.leave(&self.flight, slot);
+            self.flight.unwatch(slot);
         }
     }
 }

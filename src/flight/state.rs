@@ -50,6 +50,9 @@ pub(super) struct State<V, E> {
     /// polls it drops it.
     pub(super) unwanted: bool,
     pub(super) waiters: Waiters,
+    /// Those who want to know when it lands and do not want its load.
+    #[cfg(feature = "cache")]
+    pub(super) watchers: Option<Box<Waiters>>,
     /// The load between two polls.
     pub(super) load: Option<BoxLoad<V, E>>,
     /// Wakes the task that drives the load, once it has found it pending.
@@ -72,6 +75,8 @@ impl<V, E> State<V, E> {
             standing: false,
             unwanted: false,
             waiters: Waiters::new(),
+            #[cfg(feature = "cache")]
+            watchers: None,
             load: None,
             driver: None,
             link: None,
@@ -152,12 +157,33 @@ impl<K, V, E> Flight<K, V, E> {
         state.boarding = false;
     }
 
-    /// A seat for somebody who only wants to know when the flight ends.
+    /// True if the flight has landed; else `waker` is told when it has, from the `slot` that it is given.
     #[cfg(feature = "cache")]
-    pub(super) fn watch(&self, waker: &Waker) -> Option<u32> {
+    pub(super) fn landed_or_watched(&self, slot: &mut Option<u32>, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut state = self.state.lock();
-        if state.landed { None } else { state.waiters.add(waker) }
+        if state.landed {
+            return true;
+        }
+        let watchers = state.watchers.get_or_insert_with(|| Box::new(Waiters::new()));
+        let old = match *slot {
+            Some(slot) => watchers.update(slot, waker),
+            None => {
+                *slot = watchers.add(waker);
+                None
+            }
+        };
+        drop(state);
+        drop(old);
+        false
+    }
+
+    #[cfg(feature = "cache")]
+    pub(super) fn unwatch(&self, slot: u32) {
+        let mut state = self.state.lock();
+        let waker = state.watchers.as_mut().and_then(|watchers| watchers.remove(slot));
+        drop(state);
+        drop(waker);
     }
 
     /// The load, and whether nobody wants it.

@@ -19,7 +19,7 @@ use super::tier::{Tiered, group_of, group_of_mark};
 use super::uniques::Uniques;
 use super::writes::Writes;
 use crate::cache::{Entry, Mark, Shelf, Storing, mark_of};
-use crate::event::count_stale;
+use crate::event::{count_request, count_stale};
 use crate::flight::{FlightStats, Flights};
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
 use crate::http::key::MethodClass;
@@ -261,7 +261,7 @@ impl Guarded {
     pub(super) fn count_stale(&self, entry: &Entry<Reply>) {
         self.counters().stale.add();
         let now = self.shelf().timeline.now();
-        count_stale(entry.times().map_or(Duration::ZERO, |times| now.since(times.stored)));
+        count_stale(entry.age(now));
     }
 
     /// Whether a request may have what another brought, given that it has the key.
@@ -291,6 +291,8 @@ impl Guarded {
 
     /// The guard's own answer.
     pub(super) fn refuse<R>(&self, why: Refusal, class: MethodClass) -> http::Response<GuardBody<R>> {
+        self.counters().refused.add();
+        count_request("refused");
         let mut response = why.respond(class);
         self.tell(response.headers_mut(), || CacheStatus::refused(why.detail()));
         response

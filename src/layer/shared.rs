@@ -58,7 +58,8 @@ impl ForAll {
     pub(super) fn storing(&self, guard: &Guarded, page: &Arc<Page>, storing: Storing) -> Storing {
         let (_, settled) = self.page.get_or_init(|| {
             let ttl = guard.shelf().jittered(storing.life.ttl, storing.jitter);
-            let shared = Some(Stamp { token: self.token, outcome: None });
+            let stamp = Stamp { token: self.token, outcome: None, age: Duration::ZERO, fresh_for: ttl };
+            let shared = Some(stamp);
             (Arc::clone(page), Storing { life: Lifetime { ttl, ..storing.life }, shared, ..storing })
         });
         Storing { life: capped(settled.life, self.cap), ..settled.clone() }
@@ -321,8 +322,8 @@ impl Errand {
     }
 
     fn storing(&self, page: &Page, life: Lifetime, times: &SharedValue, outcome: Option<Outcome>) -> Storing {
+        let shared = Some(Stamp { token: times.token, outcome, age: times.age, fresh_for: life.ttl });
         let life = capped(life, self.tier.member.local_ttl_cap());
-        let shared = Some(Stamp { token: times.token, outcome });
         Storing { tags: page.tags.clone(), shared, ..Storing::new(life, times.cost, self.born) }
     }
 
@@ -404,9 +405,10 @@ impl Errand {
         if !self.guard.may_serve_stale(&stale) {
             return None;
         }
-        let (value, stored, receipt) = (stale.value.clone(), stale.times()?.stored, stale.receipt());
+        let age = stale.age(self.guard.shelf().timeline.now());
+        let (value, receipt) = (stale.value.clone(), stale.receipt());
         self.guard.shelf().put_back(Arc::clone(&self.address.key), stale);
-        Some(Arrival { value, bound_for: Destination::BackingOff { stored, receipt } })
+        Some(Arrival { value, bound_for: Destination::BackingOff { age, receipt } })
     }
 
     /// Runs the handler for all in the background, with what a refresh carries of the request.

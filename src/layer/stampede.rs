@@ -105,7 +105,7 @@ impl StampedeGuard {
 
     /// Drops everything that is stored. Handler runs under way serve those who wait for them and are not stored.
     ///
-    /// On a [tier](StampedeGuardBuilder::redis) the other instances do the same. Their part is under way when this
+    /// On a tier (`StampedeGuardBuilder::redis`) the other instances do the same. Their part is under way when this
     /// returns; the handle tells when the tier has confirmed it, and may be dropped.
     ///
     /// ```

@@ -269,8 +269,8 @@ fn from_tier(bound_for: &Destination<PageKey, Reply>) -> Option<Outcome> {
     #[cfg(feature = "redis")]
     match bound_for {
         Destination::Landed(receipt) => return receipt.outcome,
-        Destination::BackingOff { .. } => {
-            return Some(Outcome::Stale { age: Duration::ZERO, reason: StaleReason::LoadFailed });
+        Destination::BackingOff { age, .. } => {
+            return Some(Outcome::Stale { age: *age, reason: StaleReason::LoadFailed });
         }
         _ => {}
     }
@@ -312,8 +312,6 @@ impl Waiting {
     }
 
     fn refused<R>(&self, why: Refusal) -> Response<GuardBody<R>> {
-        self.guard.counters().refused.add();
-        count_request("refused");
         self.guard.refuse(why, self.address.class)
     }
 

@@ -6,19 +6,18 @@ use redis::Value;
 use tokio::time::Instant;
 
 use super::envelope::open;
-use super::events::Owner;
-use super::keys::Place;
 use super::link::Fault;
 use super::scripts::{ACQUIRE, Form, integer, run, text};
 use super::tier::Core;
+use super::undone::Orphan;
 use crate::coordinate::SharedValue;
 
 /// A question.
 pub(super) struct Question<'a> {
-    pub(super) place: &'a Place,
+    /// The lease that it may be granted.
+    pub(super) mine: &'a Orphan,
     pub(super) schema: u32,
     pub(super) key: &'a [u8],
-    pub(super) owner: &'a Owner,
     /// Only a value of a greater token will do.
     pub(super) newer_than: u64,
     /// The load that the asker waited for.
@@ -59,17 +58,40 @@ pub(super) enum Answer {
     Refused,
 }
 
+/// There is no answer. What Redis may have granted all the same is given back.
+pub(super) struct Silence {
+    /// The connection broke, and may be back soon.
+    pub(super) is_broken: bool,
+}
+
+/// A question that is on its way. Dropped before it has its answer, as its load is when nobody wants it any more, it
+/// gives back what it may be granted.
+struct OnItsWay<'a> {
+    core: &'a Core,
+    mine: &'a Orphan,
+    is_over: bool,
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let fault = self.core.link.late().map_or(Fault::Broken, Fault::TimedOut);
+            self.core.disown(self.mine.clone(), fault);
+        }
+    }
+}
+
 fn ms(number: i64) -> Duration {
     Duration::from_millis(number.unsigned_abs())
 }
 
 impl Question<'_> {
-    pub(super) async fn ask(&self, core: &Core) -> Result<Answer, Fault> {
+    pub(super) async fn ask(&self, core: &Core) -> Result<Answer, Silence> {
         let commands = |form: Form| {
             let mut pipeline = redis::pipe();
-            let (value, control) = (self.place.value(), self.place.control());
+            let (value, control) = (self.mine.place.value(), self.mine.place.control());
             let mut call = ACQUIRE.call(form, &[value.clone(), control]);
-            call.arg(&**self.owner).arg(Core::millis(core.config.lease)).arg(self.newer_than);
+            call.arg(&*self.mine.owner).arg(Core::millis(core.config.lease)).arg(self.newer_than);
             call.arg(self.awaited).arg(core.control_life()).arg(self.void);
             pipeline.add_command(call);
             if self.reads {
@@ -80,7 +102,18 @@ impl Question<'_> {
             pipeline
         };
         let asked = Instant::now();
-        let answers = run(&core.link, commands).await?;
+        let mut on_its_way = OnItsWay { core, mine: self.mine, is_over: false };
+        let answers = run(&core.link, commands).await;
+        on_its_way.is_over = true;
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(Fault::Down) => return Err(Silence { is_broken: false }),
+            Err(fault) => {
+                let is_broken = matches!(fault, Fault::Broken);
+                core.disown(self.mine.clone(), fault);
+                return Err(Silence { is_broken });
+            }
+        };
         let answer = self.understand(core, &answers, asked.elapsed()).unwrap_or(Answer::Refused);
         match &answer {
             Answer::Refused => core.counters.refused(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Pipeline, RedisError, ServerError, Value};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -158,12 +159,17 @@ impl Link {
 
     /// Sends `commands` behind an operation that timed out, on its connection: if that one is done yet, so are these,
     /// and in this order.
-    pub(super) fn after(late: Late, commands: Pipeline) {
+    pub(super) fn after(runtime: &Handle, late: Late, commands: Pipeline) {
         let Late(mut wire) = late;
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             // Whether it arrives is known to nobody; what must be certain is settled before the circuit closes.
             let _ = timeout(AFTERMATH, wire.send(&commands)).await;
         });
+    }
+
+    /// The connection of an operation whose caller has gone, unless it has been given up.
+    pub(super) fn late(&self) -> Option<Late> {
+        self.state.lock().wire.clone().map(Late)
     }
 
     /// Opens the circuit; a connection that is `gone` is replaced without another try.

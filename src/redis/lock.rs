@@ -8,12 +8,13 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout_at};
 
-use super::acquire::{Answer, Question};
+use super::acquire::{Answer, Question, Silence};
 use super::events::{Listener, new_owner, rest};
 use super::keys::LOCKS;
 use super::lease::{Held, orphan};
 use super::member::poll_after;
 use super::tier::{RedisTier, Tier};
+use super::undone::Orphan;
 use crate::event;
 use crate::sync::Mutex;
 
@@ -61,7 +62,7 @@ type Queues = HashMap<Arc<[u8]>, Weak<tokio::sync::Mutex<()>>>;
 pub enum LockError {
     /// Redis did not answer, or answered with an error. Whether the lock is held is not known; if it is, it ends with
     /// its lease.
-    #[error("Redis did not answer in time; a lock it may have granted ends with its lease")]
+    #[error("Redis is out of reach, too slow or refused; a lock it may have granted ends with its lease")]
     Unavailable,
     /// It was another's for the whole [`wait_limit`](RedisLock::wait_limit).
     #[error("the lock was held by others for the whole wait limit of {after:?}")]
@@ -104,8 +105,7 @@ impl RedisLock {
     ///
     /// # Cancel safety
     ///
-    /// A caller whose future is dropped leaves the queue. If Redis was granting it the lock, that lock ends with its
-    /// lease.
+    /// A caller whose future is dropped leaves the queue. If Redis was granting it the lock, that lock is given back.
     pub async fn acquire(&self, name: &str) -> Result<LockGuard, LockError> {
         let since = Instant::now();
         let answer = self.acquire_in_time(name).await;
@@ -198,13 +198,12 @@ impl Attempt {
         let core = &self.tier.core;
         // Of its own for each: two holders are never one to Redis.
         let owner = new_owner();
-        let place = core.place(0, LOCKS, &self.key);
         let events: Arc<[u8]> = rest(&owner, LOCKS, &self.key).into();
+        let mine = orphan(core.place(0, LOCKS, &self.key), &owner, None, &events);
         let question = Question {
-            place: &place,
+            mine: &mine,
             schema: 0,
             key: &self.key,
-            owner: &owner,
             newer_than: 0,
             awaited: 0,
             void: 0,
@@ -213,20 +212,17 @@ impl Attempt {
         let sent = Instant::now();
         match question.ask(core).await {
             Ok(Answer::Lead { token, .. }) => {
-                let held = Held::new(core, orphan(place, &owner, Some(token), &events), sent);
+                let held = Held::new(core, Orphan { token: Some(token), ..mine }, sent);
                 Ok(Asked::Granted(LockGuard { held, _tier: self.tier, _place: self.place }))
             }
             Ok(Answer::Wait { left, .. }) => Ok(Asked::Taken { again: self, left }),
-            Ok(_) => Err(LockError::Unavailable),
-            Err(fault) => {
-                core.disown(orphan(place, &owner, None, &events), fault);
-                Err(LockError::Unavailable)
-            }
+            Ok(_) | Err(Silence { .. }) => Err(LockError::Unavailable),
         }
     }
 }
 
 /// A lock that is held. Dropped, it is released in the background.
+#[must_use = "dropped, the lock is released at once"]
 pub struct LockGuard {
     held: Held,
     /// The connections live as long as the lock.

@@ -6,13 +6,12 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, Span};
 
-use super::acquire::{Answer, Question};
+use super::acquire::{Answer, Question, Silence};
 use super::events::{Listener, Owner, new_owner, rest};
 use super::keys::{GROUP_SIGN, Place};
 use super::lease::{Held, LOCAL, RedisLease, kind_from, orphan};
-use super::link::Fault;
 use super::tier::Tier;
-use super::undone::Target;
+use super::undone::{Orphan, Target};
 use crate::coordinate::{Ask, Boxed, Group, Member, Token, Turn};
 use crate::event;
 use crate::invalidation::Invalidation;
@@ -76,16 +75,15 @@ impl RedisMember {
         if !core.subscription.is_live() && !core.ask_epochs().await {
             return Turn::Alone;
         }
-        let place = self.place(self.schema, key);
         // Of its own for each flight: asking twice is asking once, and no other flight's lease is taken for its own.
         let owner = new_owner();
         let events: Arc<[u8]> = rest(&self.owner, &self.cache, key).into();
         let listener = Listener::new(&core.waits, &self.cache, key);
+        let mine = orphan(self.place(self.schema, key), &owner, None, &events);
         let mut question = Question {
-            place: &place,
+            mine: &mine,
             schema: self.schema,
             key,
-            owner: &owner,
             newer_than: ask.newer_than.unwrap_or(0),
             awaited: 0,
             void: 0,
@@ -94,7 +92,6 @@ impl RedisMember {
         let takes_stale = ask.takes_stale && ask.newer_than.is_none();
         let mut waiting = None;
         let mut until = None;
-        let mine = orphan(place.clone(), &owner, None, &events);
         loop {
             // Before the question: what happens after the answer is heard.
             let word = listener.next_word();
@@ -105,14 +102,10 @@ impl RedisMember {
             }
             let answer = match question.ask(core).await {
                 Ok(answer) => answer,
-                Err(fault) => {
-                    let broken = matches!(fault, Fault::Broken);
-                    if !matches!(fault, Fault::Down) {
-                        core.disown(mine.clone(), fault);
-                    }
+                Err(Silence { is_broken }) => {
                     // A connection that broke may be back before this caller's time is up.
                     let until = *until.get_or_insert(sent + limit);
-                    if broken && core.link.wait_up(until).await {
+                    if is_broken && core.link.wait_up(until).await {
                         continue;
                     }
                     return Turn::Alone;
@@ -125,7 +118,8 @@ impl RedisMember {
                 Answer::Failed(kind) if kind == LOCAL => return Turn::Alone,
                 Answer::Failed(kind) => return Turn::Failed(kind_from(&kind)),
                 Answer::Lead { token, stale } => {
-                    let held = Held::new(core, orphan(place, &owner, Some(token), &events), sent);
+                    let granted = Orphan { token: Some(token), ..mine.clone() };
+                    let held = Held::new(core, granted, sent);
                     let lease = Box::new(RedisLease { held, schema: self.schema, key: Arc::clone(key) });
                     return Turn::Lead { lease, stale };
                 }

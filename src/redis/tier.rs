@@ -449,7 +449,7 @@ impl Core {
     /// An operation that may have left this lease behind has failed.
     pub(super) fn disown(&self, orphan: Orphan, fault: Fault) {
         if let Fault::TimedOut(late) = fault {
-            Link::after(late, single(self.release(Form::Code, &orphan, "", Duration::ZERO)));
+            Link::after(&self.runtime, late, single(self.release(Form::Code, &orphan, "", Duration::ZERO)));
         }
         self.undone.add_orphan(orphan);
     }

@@ -920,6 +920,17 @@ async fn close_returns_when_the_loads_under_way_have_ended() {
     assert_eq!((cache.get(&1), cache.get(&2)), (Some(1), Some(2)));
 }
 
+#[tokio::test]
+async fn close_wants_no_load_that_nobody_else_wants() {
+    let cache = builder().on_abandon(OnAbandon::Cancel).max_waiters_per_key(1).build().unwrap();
+    let call = in_the_air(cache.get_or_load(1, std::future::pending::<Result<u64, _>>)).await;
+    let (close, other) = (in_the_air(cache.close()).await, in_the_air(cache.close()).await);
+    drop(other);
+    drop(call);
+    close.await;
+    assert_eq!(cache.stats().flights.abandoned, 1);
+}
+
 /// A key that lets a test in where the engine clones it.
 #[derive(PartialEq, Eq, Hash)]
 struct Key(u64);

@@ -9,9 +9,12 @@ use crate::proxy::Proxy;
 use crate::server::{Server, quick, soon, tier, until};
 use futures_util::FutureExt;
 use stampede_guard::{
-    LoadError, Loaded, OnAbandon, Outcome, RedisConfig, RedisTier, RemoteKind, StaleReason, StampedeCache,
+    EarlyRefresh, LoadError, Loaded, ManualClock, OnAbandon, Outcome, RedisConfig, RedisTier, RemoteKind,
+    StaleReason, StampedeCache,
 };
 use tokio::sync::{Barrier, Notify, Semaphore};
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_value_that_one_instance_loaded_is_a_shared_hit_in_another() {
@@ -566,6 +569,45 @@ async fn a_values_cost_travels_with_it() {
         two.stats().published > 0
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_values_age_travels_with_it() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let two_seconds = |tier| builder(tier).ttl(Duration::from_secs(2)).stale_while_revalidate(MINUTE);
+    fetch(&two_seconds(&one).build().unwrap(), 1, "old").await;
+    published(&one, 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let clock = ManualClock::new();
+    let b = two_seconds(&two).clock(clock.clone()).build().unwrap();
+    assert_eq!(fetch(&b, 1, "unused").await.1, Outcome::SharedHit);
+    clock.advance(Duration::from_secs(2));
+    let Outcome::Stale { age, .. } = fetch(&b, 1, "new").await.1 else { panic!("it is not stale") };
+    assert!(age >= Duration::from_millis(2_300), "{age:?}");
+}
+
+/// However soon this instance asks the others again, and whenever it came by the value.
+#[tokio::test]
+async fn an_early_refresh_goes_by_the_whole_freshness_of_a_value() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let after = |share, tier| {
+        let clock = ManualClock::new();
+        let cache = builder(tier).ttl(MINUTE).early_refresh(EarlyRefresh::Fraction(share));
+        (cache.clock(clock.clone()).build().unwrap(), clock)
+    };
+    let (a, clock) = after(0.75, &one);
+    fetch(&a, 1, "value").await;
+    published(&one, 1).await;
+    // Three quarters of the time until it asks again are over, and not of the minute.
+    clock.advance(quick().local_ttl_cap * 4 / 5);
+    assert_eq!((fetch(&a, 1, "unused").await.1, a.stats().refreshes), (Outcome::Hit, 0));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // A quarter of a second, most of it over when it comes here.
+    let (b, _clock) = after(0.25 / 60.0, &two);
+    assert_eq!(fetch(&b, 1, "unused").await.1, Outcome::SharedHit);
+    assert_eq!((fetch(&b, 1, "early").await.1, b.stats().refreshes), (Outcome::Hit, 1));
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ async fn it_is_refused_while_another_holds_it_and_free_after() {
     assert!(guard.lost().now_or_never().is_none());
     let waiting = tokio::spawn(async move { b.acquire("l").await });
     guard.release().await.unwrap();
-    soon(waiting).await.unwrap().unwrap();
+    drop(soon(waiting).await.unwrap().unwrap());
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn a_dropped_guard_releases_in_the_background_and_a_waiter_is_woken() {
     let waiting = tokio::spawn(async move { lock.acquire("l").await });
     until("it asked", || two.stats().operations >= 1).await;
     drop(guard);
-    soon(waiting).await.unwrap().unwrap();
+    drop(soon(waiting).await.unwrap().unwrap());
 }
 
 #[tokio::test]

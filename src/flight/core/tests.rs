@@ -108,12 +108,12 @@ fn only_a_flight_that_is_still_linked_is_stored() {
 }
 
 #[test]
-fn a_flight_for_nobody_that_was_watched_holds_one_place() {
+fn a_flight_for_nobody_that_was_joined_holds_one_place() {
     let config = FlightConfig { max_abandoned: 2, ..FlightConfig::default() };
     let flights = Numbers::new(config, ());
     let alone = flights.start_unattended(Owned(1)).unwrap();
     for _ in 0..3 {
-        let seat = alone.watch(Waker::noop()).unwrap();
+        let seat = flights.join(&alone, Waker::noop()).unwrap().unwrap();
         flights.leave(&alone, seat);
         assert_eq!(flights.unattended.load(Ordering::Relaxed), 1);
     }
@@ -199,14 +199,13 @@ async fn a_load_for_nobody_may_wait_for_the_load_that_started_it() {
 }
 
 #[test]
-fn who_no_longer_watches_a_flight_waits_for_it_no_longer() {
+fn who_watches_a_flight_does_not_wait_for_it() {
     let flights = Numbers::new(FlightConfig::default(), ());
     let flight = lead(&flights, 1);
     let mut landings = flights.landings();
     let mut watch = landings.pop().unwrap();
     assert!(Pin::new(&mut watch).poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    assert_eq!(flights.waiters(&1), 1);
-    drop(watch);
     assert_eq!(flights.waiters(&1), 0);
     flights.land(&flight, &mut None);
+    assert!(Pin::new(&mut watch).poll(&mut Context::from_waker(Waker::noop())).is_ready());
 }

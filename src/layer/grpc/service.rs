@@ -13,7 +13,6 @@ use super::body::RequestBody;
 use super::methods::Methods;
 use super::read::read;
 use crate::cache::Entry;
-use crate::event::count_request;
 use crate::http::conditional::Conditionals;
 use crate::http::eligible::Present;
 use crate::http::grpc::{is_grpc, metadata, takes_part, timeout};
@@ -131,7 +130,5 @@ fn too_late<R>(guard: &Guarded, fallback: Option<Entry<Reply>>) -> Response<Guar
         let now = guard.shelf().timeline.now();
         return page.respond(MethodClass::Unary, &Conditionals::default(), now);
     }
-    guard.counters().refused.add();
-    count_request("refused");
-    Refusal::TooSlow.respond(MethodClass::Unary)
+    guard.refuse(Refusal::TooSlow, MethodClass::Unary)
 }
