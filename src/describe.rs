@@ -34,6 +34,7 @@ pub fn describe_metrics() {
 #[cfg(feature = "redis")]
 fn describe_redis() {
     describe_gauge!("stampede_redis_circuit_open", "1 while callers go on without Redis");
+    describe_gauge!("stampede_redis_subscribed", "1 while events of other instances arrive");
     describe_counter!("stampede_redis_errors_total", "Operations on Redis that failed, by how");
     describe_counter!(
         "stampede_publications_total",

@@ -218,6 +218,15 @@ pub(crate) fn set_circuit(namespace: &Arc<str>, open: bool) {
         .set(f64::from(u8::from(open)));
 }
 
+/// Says whether a tier hears of what other instances do.
+#[cfg(feature = "redis")]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables))]
+pub(crate) fn set_subscribed(namespace: &Arc<str>, subscribed: bool) {
+    #[cfg(feature = "metrics")]
+    metrics::gauge!("stampede_redis_subscribed", "namespace" => Arc::clone(namespace))
+        .set(f64::from(u8::from(subscribed)));
+}
+
 const STRIPES: usize = 16;
 
 #[derive(Debug, Default)]

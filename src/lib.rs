@@ -103,8 +103,8 @@
 //! (`in_flight`, `waiters`) and `stampede_waiters`, how many callers waited for a flight when it ended; with `redis`,
 //! too: `stampede_lock_wait_seconds{of}` (`load`: for a load in another instance, `lock`: in `RedisLock::acquire`),
 //! `stampede_publications_total{result}` (`ok`, `superseded`, `local`), `stampede_redis_errors_total{kind}` (`timeout`,
-//! `connection`, `refused`, `malformed`) and the gauge `stampede_redis_circuit_open{namespace}`, 1 while callers go on
-//! without Redis. `describe_metrics` tells the recorder so; `docs/operations.md` says what to alert on.
+//! `connection`, `refused`, `malformed`) and the gauges `stampede_redis_circuit_open{namespace}`, 1 while callers go on
+//! without Redis, and `stampede_redis_subscribed{namespace}`, 1 while events of other instances arrive. `describe_metrics` tells the recorder so; `docs/operations.md` says what to alert on.
 //!
 //! With `tracing`, each load runs in a span `load` within the span of the caller that started it (in that one itself, if
 //! the subscriber does not want level debug), and the span of each caller that waits for it follows from it. With `redis`,
@@ -147,6 +147,8 @@ mod sync;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 mod trace;
+#[cfg(feature = "redis")]
+mod trouble;
 
 #[cfg(feature = "redis-sentinel")]
 pub use crate::redis::RedisCredentials;

@@ -18,6 +18,7 @@ const FOUNDATIONS: &[&str] = &[
     "invalidation",
     "stable_hash",
     "trace",
+    "trouble",
 ];
 /// On their own level, these may use each other: the seam and the errors are used by everything.
 const FOUNDATION: &[&str] = &["sync", "error", "clock"];

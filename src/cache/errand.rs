@@ -315,7 +315,7 @@ where
         let Some(shared) = self.flights.hook.shared() else { return };
         let mut payload = Vec::new();
         if shared.codec.encode(value, &mut payload).is_err() {
-            tracing::warn!("a value could not be encoded; it stays in this instance");
+            shared.complain("values of a cache cannot be encoded; they stay in this instance");
             return lease.keep_local();
         }
         let what = Publication {

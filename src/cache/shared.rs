@@ -12,6 +12,8 @@ use crate::coordinate::{EventSink, Group, Member, Membership, SharedKey, SharedT
 use crate::flight::{Fault, Key, Value};
 use crate::invalidation::Invalidation;
 use crate::policy::Lifetime;
+use crate::sync::Mutex;
+use crate::trouble::Trouble;
 
 /// A tier, and how this cache's keys and values are written there.
 pub(super) struct Tiering<K, V> {
@@ -49,6 +51,7 @@ impl<K, V> Tiering<K, V> {
             codec: self.codec,
             write: self.write,
             read: self.read,
+            trouble: Mutex::new(Trouble::default()),
         }
     }
 }
@@ -67,6 +70,7 @@ pub(crate) struct Shared<K, V> {
     pub(super) codec: Arc<dyn Codec<V>>,
     write: fn(&K, &mut Vec<u8>),
     read: fn(&[u8]) -> Option<K>,
+    trouble: Mutex<Trouble>,
 }
 
 impl<K, V> fmt::Debug for Shared<K, V> {
@@ -126,6 +130,13 @@ impl<K, V: Value> Shared<K, V> {
         name.into()
     }
 
+    /// Says what is wrong with its values, and not of each. What a codec says of one may hold some of it.
+    pub(super) fn complain(&self, what: &'static str) {
+        if self.trouble.lock().is_news(what) {
+            tracing::warn!(cache = &*self.name, "{what}");
+        }
+    }
+
     pub(super) fn capped(&self, life: Lifetime) -> Lifetime {
         capped(life, self.member.local_ttl_cap())
     }
@@ -146,6 +157,8 @@ impl<K, V: Value> Shared<K, V> {
     /// invalidated since its load began.
     pub(super) async fn open(&self, value: &SharedValue) -> Option<Opened<V>> {
         if value.codec != self.codec.id() {
+            self.member.count_malformed();
+            self.complain("another codec made values of a cache; give each shape a `schema` of its own");
             return None;
         }
         let (marks, groups) = (marks(&value.groups)?, &value.groups);
@@ -154,6 +167,7 @@ impl<K, V: Value> Shared<K, V> {
         }
         let Ok(decoded) = self.codec.decode(&value.payload) else {
             self.member.count_malformed();
+            self.complain("values of a cache cannot be decoded; give each shape a `schema` of its own");
             return None;
         };
         Some(Opened { value: decoded, marks: (!marks.is_empty()).then_some(marks) })

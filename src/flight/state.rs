@@ -166,12 +166,11 @@ impl<K, V, E> Flight<K, V, E> {
             return true;
         }
         let watchers = state.watchers.get_or_insert_with(|| Box::new(Waiters::new()));
-        let old = match *slot {
-            Some(slot) => watchers.update(slot, waker),
-            None => {
-                *slot = watchers.add(waker);
-                None
-            }
+        let old = if let Some(slot) = *slot {
+            watchers.update(slot, waker)
+        } else {
+            *slot = watchers.add(waker);
+            None
         };
         drop(state);
         drop(old);

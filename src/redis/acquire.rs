@@ -116,7 +116,7 @@ impl Question<'_> {
         };
         let answer = self.understand(core, &answers, asked.elapsed()).unwrap_or(Answer::Refused);
         match &answer {
-            Answer::Refused => core.counters.refused(),
+            Answer::Refused => core.refused(&answers),
             Answer::Malformed { .. } => core.counters.malformed(),
             _ => {}
         }

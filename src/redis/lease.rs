@@ -210,7 +210,7 @@ impl Lease for RedisLease {
                     }
                     // Redis could not take it, for want of memory perhaps: nobody is to wait for it.
                     _ => {
-                        core.counters.refused();
+                        core.refused(&answers);
                         let give_back = |form| single(core.release(form, &held, "", OVERSIZE_FOR));
                         if let Err(fault) = run(&core.link, give_back).await {
                             core.disown(held.clone(), fault);

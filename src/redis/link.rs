@@ -19,6 +19,7 @@ use super::stats::{Count, Counters};
 use crate::coordinate::Boxed;
 use crate::event;
 use crate::sync::Mutex;
+use crate::trouble::Trouble;
 
 /// How often a connection that nobody complains about is tried.
 pub(super) const PING_EVERY: Duration = Duration::from_millis(500);
@@ -75,8 +76,8 @@ pub(super) struct Link {
     counters: Arc<Counters>,
 }
 
-/// Makes good what was left undone, and with the link's consent closes the circuit; false if that failed.
-pub(super) type Settle = dyn Fn(Wire, u64) -> Boxed<'static, bool> + Send + Sync;
+/// Makes good what was left undone, and with the link's consent closes the circuit; or says what kept it from that.
+pub(super) type Settle = dyn Fn(Wire, u64) -> Boxed<'static, Result<(), String>> + Send + Sync;
 
 impl Link {
     pub(super) fn new(limit: Duration, namespace: Arc<str>, counters: Arc<Counters>) -> Self {
@@ -239,24 +240,39 @@ impl Link {
         settle: Box<Settle>,
         mut first: Option<Wire>,
     ) {
-        let mut pause = Pause::new();
+        let (mut pause, mut trouble) = (Pause::new(), Trouble::default());
         loop {
             let wire = match first.take() {
-                Some(wire) => Some(wire),
-                None => timeout(connector.timeout(), connector.commands()).await.ok().and_then(Result::ok),
+                Some(wire) => Ok(wire),
+                None => match timeout(connector.timeout(), connector.commands()).await {
+                    Ok(made) => made.map_err(|error| error.to_string()),
+                    Err(_) => Err(NO_ANSWER.into()),
+                },
             };
-            let Some(wire) = wire else {
-                pause.wait().await;
-                continue;
+            let why = match wire {
+                Err(why) => why,
+                Ok(wire) => {
+                    let generation = self.install(wire.clone());
+                    let settled = settle(wire.clone(), generation).await;
+                    if settled.is_ok() {
+                        (pause, trouble) = (Pause::new(), Trouble::default());
+                        self.watch(wire, generation, &*settle).await;
+                    }
+                    self.uninstall(generation);
+                    match settled {
+                        Ok(()) => continue,
+                        Err(why) => why,
+                    }
+                }
             };
-            let generation = self.install(wire.clone());
-            if settle(wire.clone(), generation).await {
-                pause = Pause::new();
-                self.watch(wire, generation, &*settle).await;
-            } else {
-                pause.wait().await;
+            if trouble.is_news(&why) {
+                tracing::warn!(
+                    namespace = &*self.namespace,
+                    why,
+                    "Redis is not back; this instance goes on alone"
+                );
             }
-            self.uninstall(generation);
+            pause.wait().await;
         }
     }
 
@@ -274,7 +290,7 @@ impl Link {
             }
             match self.in_time(node, wire.ping()).await {
                 // This also makes good what failed while the circuit was closed.
-                Ok(Ok(())) if settle(wire.clone(), generation).await => misses = 0,
+                Ok(Ok(())) if settle(wire.clone(), generation).await.is_ok() => misses = 0,
                 Ok(_) => return,
                 Err(_) => {
                     self.distrust(generation, false, &NO_ANSWER);

@@ -10,23 +10,44 @@ use tokio::time::timeout;
 
 use super::connector::{Connector, Wire};
 use super::link::{MISSES, PING_EVERY, Pause};
-use super::tier::Core;
+use super::tier::{Core, in_time};
+use crate::event;
+use crate::trouble::Trouble;
+
+/// So many attempts may fail before a word is said of it.
+const SENT_ON: u32 = 5;
 
 /// Listens to the end of time. `begun` is told once events arrive for the first time.
 pub(super) async fn subscribe(core: Arc<Core>, connector: Arc<Connector>, begun: Arc<Notify>) {
-    let mut pause = Pause::new();
-    let mut attempt = 0;
+    let (mut pause, mut trouble) = (Pause::new(), Trouble::default());
+    let namespace: Arc<str> = core.config.namespace.as_str().into();
+    event::set_subscribed(&namespace, false);
+    let (mut attempt, mut failures) = (0, 0);
     loop {
-        if let Some((node, events)) = subscribed(&core, &connector, attempt).await {
-            pause = Pause::new();
-            // From here on nothing is missed; before, anything may have been.
-            core.subscription.set(true);
-            core.gap();
-            begun.notify_one();
-            listen(&core, node, events).await;
-            core.subscription.set(false);
-            // Those who wait for an event ask for themselves from now on.
-            core.waits.wake_all();
+        match subscribed(&core, &connector, attempt).await {
+            Ok((node, events)) => {
+                pause = Pause::new();
+                trouble.over();
+                failures = 0;
+                // From here on nothing is missed; before, anything may have been.
+                core.subscription.set(true);
+                event::set_subscribed(&namespace, true);
+                core.gap();
+                begun.notify_one();
+                listen(&core, node, events).await;
+                core.subscription.set(false);
+                event::set_subscribed(&namespace, false);
+                // Those who wait for an event ask for themselves from now on.
+                core.waits.wake_all();
+            }
+            Err(why) => {
+                // The first nodes of a cluster may send this one on.
+                failures += 1;
+                if failures > SENT_ON && trouble.is_news(&why) {
+                    let namespace = &*namespace;
+                    tracing::warn!(namespace, why, "no events from Redis; this instance asks more often");
+                }
+            }
         }
         attempt += 1;
         pause.wait().await;
@@ -37,17 +58,17 @@ async fn subscribed(
     core: &Core,
     connector: &Connector,
     attempt: usize,
-) -> Option<(MultiplexedConnection, UnboundedReceiver<PushInfo>)> {
+) -> Result<(MultiplexedConnection, UnboundedReceiver<PushInfo>), String> {
     let (sink, events) = unbounded_channel();
     let connected = async {
-        let mut node = connector.events(sink, attempt).await.ok()?;
-        node.subscribe(&core.channel).await.ok()?;
-        Some(node)
+        let mut node = connector.events(sink, attempt).await?;
+        node.subscribe(&core.channel).await?;
+        Ok(node)
     };
-    let node = timeout(connector.timeout(), connected).await.ok()??;
+    let node = in_time(connector.timeout(), connected).await?;
     // In a cluster another node may have them; that one was asked when the commands' connection was made.
-    let answered = core.read_epochs(&mut Wire::Node(node.clone())).await;
-    answered.then_some((node, events))
+    core.read_epochs(&mut Wire::Node(node.clone())).await?;
+    Ok((node, events))
 }
 
 async fn listen(core: &Core, node: MultiplexedConnection, mut events: UnboundedReceiver<PushInfo>) {

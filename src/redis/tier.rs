@@ -26,6 +26,7 @@ use super::undone::{Invalidate, Orphan, Target, Undone};
 use crate::coordinate::{Coordinator, EventSink, Member, Membership, SharedTier};
 use crate::invalidation::Invalidation;
 use crate::sync::Mutex;
+use crate::trouble::Trouble;
 
 /// A Redis server, cluster or Sentinel group that the instances of a service share.
 ///
@@ -72,6 +73,7 @@ pub(super) struct Core {
     pub(super) subscription: Subscription,
     pub(super) undone: Undone,
     pub(super) channel: String,
+    refusals: Mutex<Trouble>,
     members: Mutex<Vec<Listening>>,
     /// The tokens up to which all of a cache is void; under the empty name, all of the namespace.
     epochs: Mutex<HashMap<Arc<str>, u64>>,
@@ -158,6 +160,7 @@ impl RedisTier {
             subscription: Subscription::default(),
             undone: Undone::default(),
             channel: channel(&config.namespace),
+            refusals: Mutex::new(Trouble::default()),
             members: Mutex::new(Vec::new()),
             epochs: Mutex::new(HashMap::new()),
             ready: AtomicU64::new(0),
@@ -245,6 +248,17 @@ impl Drop for Sending {
     }
 }
 
+/// What Redis answers within `limit`, or why it does not.
+pub(super) async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = redis::RedisResult<T>>,
+) -> Result<T, String> {
+    match timeout(limit, answer).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(NO_ANSWER.into()),
+    }
+}
+
 impl Core {
     pub(super) fn bounds(&self) -> Bounds {
         Bounds { bytes: self.config.max_value_bytes, compress_over: self.config.compress_over }
@@ -321,10 +335,24 @@ impl Core {
         self.waits.wake(event.cache, event.key);
     }
 
+    /// Redis answered with an error.
+    pub(super) fn refused(&self, answers: &[Value]) {
+        self.counters.refused();
+        let code = answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) => Some(error.code()),
+            _ => None,
+        });
+        let code = code.unwrap_or("none");
+        if self.refusals.lock().is_news(code) {
+            let namespace = self.config.namespace.as_str();
+            tracing::warn!(namespace, code, "Redis refuses what it is told; those keys go on without it");
+        }
+    }
+
     /// Learns what was voided as a whole while this instance did not listen.
-    pub(super) async fn read_epochs(&self, wire: &mut Wire) -> bool {
-        let answer = timeout(self.config.operation_timeout, wire.send(&self.epochs(Form::Code))).await;
-        matches!(answer, Ok(Ok(answers)) if self.learn_epochs(&answers))
+    pub(super) async fn read_epochs(&self, wire: &mut Wire) -> Result<(), String> {
+        let answers = in_time(self.config.operation_timeout, wire.send(&self.epochs(Form::Code))).await?;
+        if self.learn_epochs(&answers) { Ok(()) } else { Err("it does not say what is void".into()) }
     }
 
     /// The same on behalf of a caller.
@@ -354,23 +382,19 @@ impl Core {
 
     /// Before the circuit closes: the server knows the scripts, no lease is held by nobody, and everything that was
     /// invalidated is.
-    async fn settle(&self, mut wire: Wire, generation: u64) -> bool {
+    async fn settle(&self, mut wire: Wire, generation: u64) -> Result<(), String> {
         let limit = self.config.operation_timeout;
         if self.ready.load(Ordering::Acquire) != generation {
-            if !matches!(timeout(limit, introduce(&mut wire)).await, Ok(Ok(()))) {
-                return false;
-            }
-            if !self.read_epochs(&mut wire).await {
-                return false;
-            }
+            in_time(limit, introduce(&mut wire)).await?;
+            self.read_epochs(&mut wire).await?;
             self.ready.store(generation, Ordering::Release);
         }
         let orphans = self.undone.take_orphans();
         for (at, orphan) in orphans.iter().enumerate() {
             let release = single(self.release(Form::Code, orphan, "", Duration::ZERO));
-            if !matches!(timeout(limit, wire.send(&release)).await, Ok(Ok(_))) {
+            if let Err(why) = in_time(limit, wire.send(&release)).await {
                 orphans.iter().skip(at).for_each(|orphan| self.undone.add_orphan(orphan.clone()));
-                return false;
+                return Err(why);
             }
         }
         let mut told = 0;
@@ -378,14 +402,14 @@ impl Core {
             for invalidate in self.undone.after(told) {
                 told = told.max(invalidate.number);
                 let command = single(self.invalidation(Form::Code, &invalidate));
-                let Ok(Ok(answers)) = timeout(limit, wire.send(&command)).await else { return false };
+                let answers = in_time(limit, wire.send(&command)).await?;
                 // One that Redis refuses stays, its key is not read meanwhile, and the next ping tries again.
                 if let Some(token) = answers.first().and_then(integer) {
                     self.invalidated(&invalidate, token);
                 }
             }
             if self.undone.if_none_after(told, || self.link.trust(generation)) {
-                return true;
+                return Ok(());
             }
         }
     }
