@@ -148,6 +148,14 @@ pub(crate) struct Stamp {
     pub(crate) fresh_for: Duration,
 }
 
+#[cfg(feature = "redis")]
+impl Stamp {
+    /// Of a value that this instance has just loaded.
+    pub(crate) fn own(token: Token, fresh_for: Duration) -> Self {
+        Self { token, outcome: None, age: Duration::ZERO, fresh_for }
+    }
+}
+
 impl Receipt {
     pub(crate) fn new(born: Born, tags: Option<Arc<[Mark]>>) -> Self {
         Self {

@@ -261,8 +261,7 @@ where
     fn alone(&self, mut arrival: Arrival<K, V>) -> Arrival<K, V> {
         if let Destination::Shelf(storing) = &mut arrival.bound_for {
             storing.life = capped(self.settled(storing), self.cap());
-            let fresh_for = storing.life.ttl;
-            storing.shared = Some(Stamp { token: 0, outcome: None, age: Duration::ZERO, fresh_for });
+            storing.shared = Some(Stamp::own(0, storing.life.ttl));
         }
         arrival
     }
@@ -304,8 +303,7 @@ where
         };
         let life = self.settled(storing);
         storing.life = capped(life, self.cap());
-        let (token, fresh_for) = (lease.token(), life.ttl);
-        storing.shared = Some(Stamp { token, outcome: None, age: Duration::ZERO, fresh_for });
+        storing.shared = Some(Stamp::own(lease.token(), life.ttl));
         self.publish(lease, &arrival.value, life, storing);
         Ok(Ok(arrival))
     }

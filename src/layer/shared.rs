@@ -58,8 +58,7 @@ impl ForAll {
     pub(super) fn storing(&self, guard: &Guarded, page: &Arc<Page>, storing: Storing) -> Storing {
         let (_, settled) = self.page.get_or_init(|| {
             let ttl = guard.shelf().jittered(storing.life.ttl, storing.jitter);
-            let stamp = Stamp { token: self.token, outcome: None, age: Duration::ZERO, fresh_for: ttl };
-            let shared = Some(stamp);
+            let shared = Some(Stamp::own(self.token, ttl));
             (Arc::clone(page), Storing { life: Lifetime { ttl, ..storing.life }, shared, ..storing })
         });
         Storing { life: capped(settled.life, self.cap), ..settled.clone() }

@@ -255,7 +255,8 @@ impl Link {
                     let generation = self.install(wire.clone());
                     let settled = settle(wire.clone(), generation).await;
                     if settled.is_ok() {
-                        (pause, trouble) = (Pause::new(), Trouble::default());
+                        pause = Pause::new();
+                        trouble.over();
                         self.watch(wire, generation, &*settle).await;
                     }
                     self.uninstall(generation);

@@ -86,11 +86,6 @@ impl Undone {
         let full = queue.waiting.len() >= MOST_INVALIDATIONS && !queue.waiting.contains_key(&target);
         let all_void = queue.waiting.contains_key(&Target::everything());
         if full || all_void {
-            if !all_void {
-                tracing::warn!(
-                    "{MOST_INVALIDATIONS} invalidations wait for Redis; once it is back, all that is shared is void"
-                );
-            }
             // Who waits for the others' answers learns that they are not delivered yet.
             queue.waiting.retain(|kept, _| *kept == Target::everything());
             target = Target::everything();
@@ -101,6 +96,12 @@ impl Undone {
         let waiting = waiting.or_insert_with(|| Waiting { latest: latest.clone(), answers: Vec::new() });
         waiting.latest = latest.clone();
         waiting.answers.push(answer);
+        drop(queue);
+        if full && !all_void {
+            tracing::warn!(
+                "{MOST_INVALIDATIONS} invalidations wait for Redis; once it is back, all that is shared is void"
+            );
+        }
         latest
     }
 
