@@ -14,6 +14,11 @@ impl Budget {
         Arc::new(Self { max, taken: AtomicU64::new(0) })
     }
 
+    /// The bytes that all of them may hold, and so any one of them.
+    pub(super) fn max(&self) -> u64 {
+        self.max
+    }
+
     /// Room for a body, growing.
     pub(super) fn open(self: &Arc<Self>) -> Room {
         Room { budget: Arc::clone(self), taken: 0 }

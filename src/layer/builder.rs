@@ -6,7 +6,7 @@ mod limits;
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use http::HeaderName;
@@ -168,7 +168,8 @@ impl<G> StampedeGuardBuilder<G> {
     /// others of its service, `/package.Service/*`. Its times are those of this guard. Called again, it adds another.
     ///
     /// Name methods that only read: one call runs for several callers, and its reply is given again. What is shared and
-    /// what is not, see [`GrpcStampedeGuard`].
+    /// what is not, see [`GrpcStampedeGuard`]. A `POST` to the method in other words than gRPC, such as gRPC-Web, passes
+    /// through and outdates nothing.
     ///
     /// ```
     /// use stampede_guard::StampedeGuard;
@@ -366,6 +367,7 @@ impl<G> StampedeGuardBuilder<G> {
             flights,
             counters: Arc::new(Counters::default()),
             uniques: Arc::new(Uniques::default()),
+            unknown_bodies: Arc::new(Once::new()),
             budget: Budget::new(self.max_stored_bytes),
             writes: Arc::new(Writes::default()),
             hasher: RandomState::new(),

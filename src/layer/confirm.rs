@@ -15,7 +15,7 @@ use crate::http::conditional::Conditionals;
 use crate::http::headers::strip_hop_by_hop;
 use crate::http::key::MethodClass;
 use crate::http::validate::{self, Heard};
-use crate::http::verdict::{self, Lifetime as VerdictLife};
+use crate::http::verdict::{self, Lifetime as VerdictLife, Share};
 
 impl<R, X> Lander<R, X>
 where
@@ -45,9 +45,13 @@ where
         let headers = validate::updated(&page.headers, &head.headers, now);
         let verdict = verdict::judge(self.facts, page.status, &headers, &self.guard.settings.policy, now);
         let tags = tags.or_else(|| page.tags.clone());
-        let Some(fresh) = self.page_of(page.status, headers, &page.recording, &verdict, tags) else {
-            self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.now())));
-            return self.private();
+        let fresh = match self.page_of(page.status, headers, &page.recording, &verdict, tags) {
+            Ok(fresh) => fresh,
+            Err(spec) => {
+                self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.now())));
+                let given = verdict.share == Share::Yes || verdict.check;
+                return if given { self.sends_on(&spec, &verdict) } else { self.private() };
+            }
         };
         let mut own = fresh.respond(MethodClass::Get, &Conditionals::default(), self.now());
         self.guard.tell(own.headers_mut(), || self.status(head.status, &verdict, true));

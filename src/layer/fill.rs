@@ -12,7 +12,7 @@ use tower::BoxError;
 
 use super::budget::Room;
 use super::guard::Guarded;
-use super::recording::{BrokenBody, End, Recording};
+use super::recording::{BrokenBody, End, Outgrown, Recording};
 use crate::sync::Arc;
 
 /// This many frames are read in one poll at most: a body that never has to be waited for keeps nobody waiting.
@@ -142,8 +142,10 @@ where
                 Some(Ok(Ok(data))) => {
                     let length = self.recording.recorded() + data.len() as u64;
                     self.recording.push(data);
-                    if length > self.limit || !self.room.grow_to(length) {
-                        self.move_on();
+                    if length > self.limit {
+                        self.move_on(Outgrown::Limit);
+                    } else if !self.room.grow_to(length) {
+                        self.move_on(Outgrown::Budget);
                     }
                 }
                 Some(Ok(Err(frame))) => {
@@ -168,9 +170,9 @@ where
         }
     }
 
-    fn move_on(&mut self) {
+    fn move_on(&mut self, outgrown: Outgrown) {
         let body = self.body.take();
-        self.end(End::Elsewhere, None);
+        self.end(End::Elsewhere(outgrown), None);
         if let (Some(body), Some(rest)) = (body, self.rest.take()) {
             // A client that has gone away takes its body with it.
             let _ = rest.send(body);

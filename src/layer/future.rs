@@ -140,7 +140,7 @@ impl Lifts {
         let settings = &guard.settings;
         let (status, headers) = (response.status(), response.headers());
         let verdict = verdict::judge(self.facts, status, headers, &settings.policy, SystemTime::now());
-        let fits = length(headers, response.body()).is_some_and(|length| length <= settings.max_body_bytes);
+        let fits = length(headers, response.body()).is_some_and(|length| length <= guard.max_body_bytes());
         if verdict.share == Share::Yes && fits {
             guard.lift(&self.key);
         }

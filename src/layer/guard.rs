@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 
@@ -128,6 +129,8 @@ pub(super) struct Shared {
     pub(super) flights: Arc<PageFlights>,
     pub(super) counters: Arc<Counters>,
     pub(super) uniques: Arc<Uniques>,
+    /// That a body does not tell its length is said once.
+    pub(super) unknown_bodies: Arc<Once>,
     pub(super) budget: Arc<Budget>,
     pub(super) writes: Arc<Writes>,
     pub(super) hasher: RandomState,
@@ -222,19 +225,22 @@ impl Guarded {
         }
     }
 
-    /// The way to the variants of a base key, with this page counted in if it is kept; true if it is a new one.
-    pub(super) fn signpost(&self, base: &PageKey, page: &Page, is_kept: bool) -> (Arc<Signpost>, bool) {
+    /// The way to the variants of a base key; true if it is a new one.
+    pub(super) fn signpost(&self, base: &PageKey, spec: &VarySpec) -> (Arc<Signpost>, bool) {
         let there = self.shelf().find(base).filter(|entry| self.still_points(Some(entry)));
         let known = there.and_then(|entry| match entry.value {
-            Reply::Varies(signpost) if signpost.spec == page.spec => Some(signpost),
+            Reply::Varies(signpost) if signpost.spec == *spec => Some(signpost),
             _ => None,
         });
         let is_new = known.is_none();
-        let signpost = known.unwrap_or_else(|| Arc::new(Signpost::new(page.spec.clone())));
-        if is_kept && let Some(oldest) = signpost.admit(&page.key, self.settings.max_variants) {
+        (known.unwrap_or_else(|| Arc::new(Signpost::new(spec.clone()))), is_new)
+    }
+
+    /// Counts a variant in that is kept. One may have to leave for it.
+    pub(super) fn admit(&self, signpost: &Signpost, variant: &PageKey) {
+        if let Some(oldest) = signpost.admit(variant, self.settings.max_variants) {
             self.shelf().remove(&oldest);
         }
-        (signpost, is_new)
     }
 
     /// What its flights did. Those that another instance's run answered are no loads of this one.
@@ -257,6 +263,11 @@ impl Guarded {
         storing
     }
 
+    /// The largest body that may be shared or stored, in bytes.
+    pub(super) fn max_body_bytes(&self) -> u64 {
+        self.settings.max_body_bytes.min(self.shared.budget.max())
+    }
+
     /// Counts an answer that is past its freshness.
     pub(super) fn count_stale(&self, entry: &Entry<Reply>) {
         self.counters().stale.add();
@@ -267,6 +278,20 @@ impl Guarded {
     /// Whether a request may have what another brought, given that it has the key.
     pub(super) fn may_have(&self, facts: RequestFacts, page: &Page) -> bool {
         verdict::may_have(facts, &page.headers, &self.settings.policy)
+    }
+
+    /// Says, once, that a request's body does not tell whether it is empty, of which the head tells nothing either:
+    /// mostly a layer outside hides it, and then nothing at all is shared.
+    pub(super) fn notice_body(&self, headers: &HeaderMap) {
+        if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
+            return;
+        }
+        self.shared.unknown_bodies.call_once(|| {
+            tracing::warn!(
+                "a GET or HEAD passed through because its body does not tell that it is empty: a layer that wraps \
+                 request bodies, such as a time-out or decompression of them, belongs inside the guard"
+            );
+        });
     }
 
     /// Takes the tags out of a response, and gives their marks.

@@ -18,7 +18,7 @@ use super::fill::Fill;
 use super::guard::Guarded;
 use super::load::{Failure, Landing, Own, PageArrival};
 use super::page::{Page, Reply, respond_to_leader};
-use super::recording::{End, Reader, Recording};
+use super::recording::{End, Outgrown, Reader, Recording};
 #[cfg(feature = "redis")]
 use super::shared::ForAll;
 use crate::cache::{Arrival, Born, Destination, Entry, Mark, Receipt};
@@ -29,6 +29,7 @@ use crate::http::cache_status::{CacheStatus, Ttl};
 use crate::http::headers::strip_hop_by_hop;
 use crate::http::key::MethodClass;
 use crate::http::validate;
+use crate::http::vary::VarySpec;
 use crate::http::verdict::{self, RequestFacts, Share, Verdict};
 
 /// Makes a landing of a response.
@@ -145,13 +146,15 @@ where
         let given = verdict.share == Share::Yes || verdict.check;
         // A HEAD has no body, whatever length its answer tells.
         let takes = if self.address.class == MethodClass::Head { Some(0) } else { length };
-        let room = if given { self.room(takes) } else { None };
         let page = self.page_of(head.status, headers, &recording, &verdict, tags);
-        let is_kept = room.is_some() && page.is_some();
-        self.guard.tell(&mut head.headers, || self.status(head.status, &verdict, is_kept));
-        let (Some(room), Some(page)) = (room, page) else {
-            self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
-            return Ok(self.private());
+        let place = self.place_of(page, given, takes, &verdict);
+        self.guard.tell(&mut head.headers, || self.status(head.status, &verdict, place.is_ok()));
+        let (room, page) = match place {
+            Ok(place) => place,
+            Err(elsewhere) => {
+                self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
+                return Ok(elsewhere);
+            }
         };
         if self.address.class == MethodClass::Head {
             // Nobody reads it: what a HEAD brings answers HEADs.
@@ -163,15 +166,26 @@ where
         self.record(stream).await
     }
 
-    /// Room for a body of this length, or of one that is not known yet.
-    pub(super) fn room(&self, length: Option<u64>) -> Option<Room> {
-        let mut room = self.guard.shared.budget.open();
+    /// A page that is `given` to others, and room for its body of this `length`, or of one that is not known yet. Else,
+    /// what they get in its place.
+    pub(super) fn place_of(
+        &self,
+        page: Result<Arc<Page>, VarySpec>,
+        given: bool,
+        length: Option<u64>,
+        verdict: &Verdict,
+    ) -> Result<(Room, Arc<Page>), PageArrival> {
         let length = length.unwrap_or(0);
-        let fits = length <= self.guard.settings.max_body_bytes && room.grow_to(length);
-        fits.then_some(room)
+        if !given || length > self.guard.max_body_bytes() {
+            return Err(self.private());
+        }
+        let page = page.map_err(|spec| self.sends_on(&spec, verdict))?;
+        let mut room = self.guard.shared.budget.open();
+        if room.grow_to(length) { Ok((room, page)) } else { Err(self.apart()) }
     }
 
-    /// What others get of a response with these headers. `None` if their key is too long.
+    /// What others get of a response with these headers. If the key under which they would get it is too long, the
+    /// headers in it.
     pub(super) fn page_of(
         &self,
         status: StatusCode,
@@ -179,13 +193,16 @@ where
         recording: &Arc<Recording>,
         verdict: &Verdict,
         tags: Option<Arc<[Mark]>>,
-    ) -> Option<Arc<Page>> {
+    ) -> Result<Arc<Page>, VarySpec> {
         let rule = &self.guard.settings.rule;
         let spec = self.address.spec.with(&verdict.vary.without_keyed(rule));
         let key = if spec == self.address.spec {
             Arc::clone(&self.address.key)
         } else {
-            self.address.under(rule, &self.asked, &spec)?
+            match self.address.under(rule, &self.asked, &spec) {
+                Some(key) => key,
+                None => return Err(spec),
+            }
         };
         let page = Page {
             status,
@@ -198,7 +215,7 @@ where
             key,
             spec,
         };
-        Some(if self.address.class == MethodClass::Unary { Arc::new(page) } else { page.with_age() })
+        Ok(if self.address.class == MethodClass::Unary { Arc::new(page) } else { page.with_age() })
     }
 
     /// What became of the leader's request.
@@ -218,7 +235,7 @@ where
         let Stream { head, body, room, is_known, recording, page, verdict } = stream;
         let (max_bytes, max_wait, patience) = {
             let settings = &self.guard.settings;
-            (settings.max_body_bytes, settings.max_body_wait, settings.load_timeout)
+            (self.guard.max_body_bytes(), settings.max_body_wait, settings.load_timeout)
         };
         let is_refresh = self.leader.is_none();
         let is_shared = verdict.share == Share::Yes;
@@ -285,7 +302,8 @@ where
             }
             End::Complete => Ok(self.kept(page, None, verdict)),
             End::Failed(_) => Err(LoadError::Failed(Arc::new(Failure::Broken))),
-            End::Elsewhere => Ok(self.private()),
+            End::Elsewhere(Outgrown::Limit) => Ok(self.private()),
+            End::Elsewhere(Outgrown::Budget) => Ok(self.apart()),
         }
     }
 

@@ -160,7 +160,7 @@ mod tests {
     use crate::cache::Storing;
     use crate::http::vary::VarySpec;
     use crate::layer::builder::StampedeGuardBuilder;
-    use crate::layer::recording::{BrokenBody, End, Recording};
+    use crate::layer::recording::{BrokenBody, End, Outgrown, Recording};
     use crate::policy::Lifetime;
     use std::convert::Infallible;
     use std::time::Duration;
@@ -213,6 +213,6 @@ mod tests {
     fn a_page_whose_body_broke_off_before_it_was_stored_spares_no_load() {
         assert!(found_after(End::Complete));
         assert!(!found_after(End::Failed(BrokenBody::unexplained())));
-        assert!(!found_after(End::Elsewhere));
+        assert!(!found_after(End::Elsewhere(Outgrown::Limit)));
     }
 }

@@ -8,9 +8,10 @@ use super::fill::Keep;
 use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
 use super::land::Lander;
 use super::load::PageArrival;
-use super::page::{Page, PageKey, Reply};
+use super::page::{Page, PageKey, Reply, Signpost};
 use super::recording::{End, Reader};
 use crate::cache::{Arrival, Destination, Mark, Storing};
+use crate::http::vary::VarySpec;
 use crate::http::verdict::{Lifetime as VerdictLife, Share, Verdict};
 use crate::policy::{Freshness, Lifetime};
 
@@ -57,15 +58,20 @@ where
         })
     }
 
-    /// Each client runs its own request, and for a while nobody waits to find that out again. What serves each client
-    /// for which the origin says that it still holds stays: it lets nobody wait either.
+    /// Each client runs its own request, this time: what kept this response from the others tells nothing of the next.
+    pub(super) fn apart(&self) -> PageArrival {
+        Arrival { value: Reply::Private, bound_for: Destination::Nowhere(self.receipt(None)) }
+    }
+
+    /// The same, and for a while nobody waits to find that out again. What serves each client for which the origin
+    /// says that it still holds stays: it lets nobody wait either.
     pub(super) fn private(&self) -> PageArrival {
         let there = self.guard.shelf().find(&self.address.key);
         let is_checked = there.is_some_and(|entry| {
             matches!(entry.value, Reply::Checked(_)) && self.guard.shelf().judge(&entry) == Freshness::Fresh
         });
         if is_checked {
-            return Arrival { value: Reply::Private, bound_for: Destination::Nowhere(self.receipt(None)) };
+            return self.apart();
         }
         let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None);
         Arrival { value: Reply::Private, bound_for: Destination::Shelf(Box::new(storing)) }
@@ -97,19 +103,45 @@ where
         Arrival { value, bound_for }
     }
 
+    /// A response that others may have, but for one that is the leader's own, whose key with the headers of `spec` in it
+    /// is too long. Those who wait are sent on to theirs.
+    pub(super) fn sends_on(&self, spec: &VarySpec, verdict: &Verdict) -> PageArrival {
+        let (signpost, place) = self.signpost(spec, verdict);
+        let bound_for = match place {
+            Some(place) => Destination::Shelves(vec![place]),
+            None => Destination::Nowhere(self.receipt(None)),
+        };
+        Arrival { value: Reply::Varies(signpost), bound_for }
+    }
+
+    /// The way to the variants of a response with these headers in its key, and where it goes, if it is not there yet.
+    fn signpost(
+        &self,
+        spec: &VarySpec,
+        verdict: &Verdict,
+    ) -> (Arc<Signpost>, Option<(PageKey, Reply, Storing)>) {
+        let base = &self.address.base;
+        let (signpost, is_new) = self.guard.signpost(base, spec);
+        // Headers that no response names any more are forgotten with the signpost.
+        let names_all = verdict.vary.without_keyed(&self.guard.settings.rule) == *spec;
+        let place = (is_new || names_all).then(|| {
+            let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL), None);
+            (Arc::clone(base), Reply::Varies(Arc::clone(&signpost)), storing)
+        });
+        (signpost, place)
+    }
+
     /// Where the page goes: under its key, and if that has headers in it that only `Vary` names, a signpost under
     /// the key without them.
     fn places(&self, page: &Arc<Page>, verdict: &Verdict) -> Vec<(PageKey, Reply, Storing)> {
         let mut places = Vec::new();
         let is_kept = verdict.store.is_some() || verdict.check;
         if !page.spec.is_empty() {
-            let (signpost, is_new) = self.guard.signpost(&self.address.base, page, is_kept);
-            // Headers that no response names any more are forgotten with the signpost.
-            let names_all = verdict.vary.without_keyed(&self.guard.settings.rule) == page.spec;
-            if is_new || names_all {
-                let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL), None);
-                places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
+            let (signpost, place) = self.signpost(&page.spec, verdict);
+            if is_kept {
+                self.guard.admit(&signpost, &page.key);
             }
+            places.extend(place);
         }
         let (value, storing) = match verdict.store {
             Some(life) => (Reply::Page(Arc::clone(page), None), self.storing_page(page, &life)),

@@ -47,7 +47,16 @@ impl BrokenBody {
 pub(super) enum End {
     Complete,
     Failed(BrokenBody),
-    Elsewhere,
+    Elsewhere(Outgrown),
+}
+
+/// What a body did not fit into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outgrown {
+    /// What one body may have: the next one of its kind will hardly fit either.
+    Limit,
+    /// What the bodies under way left of the budget.
+    Budget,
 }
 
 /// Frames that are smaller on average are put together at the end, in a buffer of just their size: a frame may be a
@@ -252,7 +261,7 @@ impl Recording {
         }
         match &growing.end {
             Some(End::Failed(why)) => Poll::Ready(Next::Broken(why.clone())),
-            Some(End::Elsewhere) => Poll::Ready(Next::Elsewhere),
+            Some(End::Elsewhere(_)) => Poll::Ready(Next::Elsewhere),
             Some(End::Complete) => {
                 drop(growing);
                 self.whole.get().map_or(Poll::Pending, |whole| Poll::Ready(whole.next(place)))

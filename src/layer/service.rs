@@ -126,6 +126,9 @@ impl<S> GuardService<S> {
         let guard = &self.guard;
         guard.counters().passed.add();
         count_request("passed");
+        if why == Eligibility::Pass(PassReason::Body) {
+            guard.notice_body(&parts.headers);
+        }
         let is_method = why == Eligibility::Pass(PassReason::Method);
         let why = if is_method { Forward::Method } else { Forward::Bypass };
         let changes = if is_safe(&parts.method) {

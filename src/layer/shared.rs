@@ -330,7 +330,8 @@ impl Errand {
     fn arrival(&self, page: Arc<Page>, life: Lifetime, times: &SharedValue, outcome: Outcome) -> PageArrival {
         let mut places = Vec::new();
         if !page.spec.is_empty() {
-            let (signpost, is_new) = self.guard.signpost(&self.address.base, &page, true);
+            let (signpost, is_new) = self.guard.signpost(&self.address.base, &page.spec);
+            self.guard.admit(&signpost, &page.key);
             if is_new || self.names_all(&page) {
                 let storing = Storing::new(Lifetime::fresh_for(SIGNPOST_TTL), Duration::ZERO, self.born);
                 places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
@@ -445,7 +446,7 @@ impl Errand {
             match timeout(limit, page.recording.ended()).await {
                 Ok(End::Complete) => {}
                 Ok(End::Failed(_)) => return lease.fail(RemoteKind::Failed),
-                Ok(End::Elsewhere) | Err(_) => return lease.keep_local(),
+                Ok(End::Elsewhere(_)) | Err(_) => return lease.keep_local(),
             }
             // Whatever the clocks of several servers say.
             if guard.generation(|| target(&asked, original_uri(&asked))) != generation {

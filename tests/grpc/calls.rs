@@ -391,6 +391,28 @@ async fn a_name_that_never_matches_shows() {
     assert!(!log.contains("GetStock"), "{log}");
 }
 
+/// The method reads, in whatever words it is called.
+#[tokio::test]
+async fn a_call_in_other_words_passes_and_outdates_nothing() {
+    let server = Server::new(guard(), |_| async { good() });
+    server.call(ask()).await;
+    for content_type in ["application/grpc-web+proto", "application/json"] {
+        let mut request = ask();
+        request.headers_mut().insert("content-type", content_type.parse().unwrap());
+        server.call(request).await;
+    }
+    assert_eq!(server.runs.get(), 3);
+    server.call(ask()).await;
+    assert_eq!(server.runs.get(), 3);
+    // Of other methods nobody knows what they do.
+    let mut put = ask();
+    *put.method_mut() = axum::http::Method::PUT;
+    put.headers_mut().remove("content-type");
+    server.call(put).await;
+    server.call(ask()).await;
+    assert_eq!(server.runs.get(), 5);
+}
+
 #[tokio::test]
 async fn calls_that_the_operator_bypasses_run_for_themselves() {
     let guard = StampedeGuard::builder()

@@ -7,7 +7,9 @@ use axum::body::Body;
 use axum::http::{Request, Response};
 use tokio::sync::Barrier;
 
-use crate::site::{Call, Got, Site, all, answer, bodies, get, head, numbered, secs, until, with};
+use crate::site::{
+    Call, Got, Site, all, answer, bodies, data, frames, get, head, numbered, secs, until, with,
+};
 
 const HERD: usize = 8;
 
@@ -241,6 +243,42 @@ async fn on_a_cold_key_followers_group_by_what_vary_names() {
     }
     assert_eq!(site.runs(), 3);
     assert_eq!((&got[1].body, &got[2].body), (&got[3].body, &got[4].body));
+}
+
+/// With the header that `Vary` names in it, the leader's own key is over 8 KiB.
+#[tokio::test]
+async fn followers_of_a_leader_without_a_key_group_by_what_vary_names() {
+    let site = varying();
+    let leader = site.lead(by(&"a".repeat(9_000))).await;
+    let followers = site.follow(["b", "c", "b", "c"].map(by)).await;
+    site.open(3);
+    assert!(leader.await.unwrap().body.ends_with(" 1"));
+    let got = all(followers).await;
+    assert_eq!((&got[0].body, &got[1].body), (&got[2].body, &got[3].body));
+    assert_eq!(site.runs(), 3);
+}
+
+#[tokio::test]
+async fn a_client_whose_key_is_too_long_does_not_take_the_guard_from_the_others() {
+    for is_known in [true, false] {
+        let site = Site::new(
+            |builder| builder,
+            move |call: Call| async move {
+                let exact = is_known.then_some(1);
+                let (sender, body) = frames(exact);
+                sender.send(data("x")).unwrap();
+                let run = call.run.to_string();
+                let told = [("vary", "user-agent"), ("cache-control", "max-age=60"), ("x-run", &run)];
+                answer(200, &told, body)
+            },
+        );
+        site.ask(by(&"a".repeat(9_000))).await;
+        site.ask(by("b")).await;
+        assert_eq!(site.ask(by("b")).await.header("x-run"), Some("2"), "known length: {is_known}");
+        // Nor from those who have something stored.
+        site.ask(by(&"a".repeat(9_000))).await;
+        assert_eq!(site.ask(by("b")).await.header("x-run"), Some("2"), "known length: {is_known}");
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::body::Body;
 use stampede_guard::StampedeGuard;
 
-use crate::site::{Call, Site, all, answer, get, head, numbered, secs, until, with};
+use crate::site::{Call, Site, all, answer, frames, get, head, numbered, read, secs, until, with};
 
 #[tokio::test]
 async fn bytes_stored_stay_under_their_cap() {
@@ -62,7 +62,7 @@ async fn a_length_beyond_belief_stores_nothing() {
             if call.run > 1 {
                 return answer(200, &[], "own");
             }
-            let (sender, body) = crate::site::frames(None);
+            let (sender, body) = frames(None);
             tokio::spawn(async move { sender.closed().await });
             let length = u64::MAX.to_string();
             answer(200, &[("content-length", &length), ("cache-control", "max-age=60")], body)
@@ -75,6 +75,55 @@ async fn a_length_beyond_belief_stores_nothing() {
     // Nobody waits for what no memory holds.
     assert_eq!(site.runs(), 2);
     assert_eq!(site.ask(get("/")).await.body, "own");
+}
+
+/// Room that another body holds for a while tells nothing of this one.
+#[tokio::test]
+async fn a_budget_that_is_full_for_a_while_leaves_nothing_behind() {
+    for is_known in [true, false] {
+        let site = Site::new(
+            |builder| builder.max_stored_bytes(1_000).stale_if_error(secs(60)),
+            move |call: Call| async move {
+                let is_large = call.parts.uri.path() == "/large";
+                let text = if is_large { "x".repeat(1_000) } else { call.run.to_string() };
+                let (sender, body) = frames((is_known || is_large).then_some(text.len() as u64));
+                let gate = call.gate();
+                tokio::spawn(async move {
+                    if is_large {
+                        gate.await;
+                    }
+                    sender.send(Ok(http_body::Frame::data(text.into())))
+                });
+                answer(if call.run == 4 { 500 } else { 200 }, &[("cache-control", "max-age=5")], body)
+            },
+        );
+        assert_eq!(site.ask(get("/")).await.body, "1");
+        site.clock.advance(secs(6));
+        let large = site.response(get("/large")).await;
+        assert_eq!(site.ask(get("/")).await.body, "3");
+        // What was stored is there still.
+        assert_eq!(site.ask(get("/")).await.body, "1", "known length: {is_known}");
+        assert_eq!(site.runs(), 4);
+        site.open(1);
+        assert_eq!(read(large).await.body.len(), 1_000);
+        site.clock.advance(secs(1));
+        for _ in 0..2 {
+            assert_eq!(site.ask(get("/")).await.body, "5", "known length: {is_known}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_all_of_the_store_could_not_hold_is_known_for_it() {
+    let long = || "x".repeat(1_001);
+    let site = Site::new(
+        |builder| builder.max_stored_bytes(1_000),
+        move |_| async move { answer(200, &[], long()) },
+    );
+    for runs in 1..4 {
+        assert_eq!(site.ask(get("/")).await.body.len(), 1_001);
+        assert_eq!((site.runs(), site.guard.stats().unshared), (runs, runs as u64 - 1));
+    }
 }
 
 fn gated() -> impl Fn(Call) -> std::pin::Pin<Box<dyn Future<Output = axum::http::Response<Body>> + Send>>

@@ -1,7 +1,7 @@
 //! Point 11: logs and metrics carry neither keys nor header values.
 
 use crate::everything::Everything;
-use crate::site::{Call, Site, all, answer, get, request, secs, with};
+use crate::site::{Call, Site, all, answer, frames, get, request, secs, with};
 
 /// One of everything that a guard does.
 async fn a_day() -> Site {
@@ -44,6 +44,11 @@ async fn a_day() -> Site {
     }
     site.ask(with(request("POST", "/secret-page"), "cookie", "secret-cookie")).await;
     all(vec![site.start(get(&format!("/secret-{}", "x".repeat(9_000))))]).await;
+    for _ in 0..2 {
+        let (sender, body) = frames(None);
+        drop(sender);
+        site.ask(get("/secret-page").map(|_| body)).await;
+    }
     site
 }
 
@@ -59,8 +64,9 @@ async fn nothing_that_is_traced_holds_a_key_or_a_value() {
     drop((installed, second));
     let said = everything.0.lock().unwrap().clone();
     assert!(said.contains("it listens"));
-    // The one thing it warns of, by name, and once.
+    // What it warns of: a header by its name, and a body that does not tell its length. Each once.
     assert_eq!(said.matches("x-nonce").count(), 1, "{said}");
+    assert_eq!(said.matches("belongs inside the guard").count(), 1, "{said}");
     assert!(!said.contains("secret"), "{said}");
     assert!(!said.contains("shop.example"), "{said}");
     assert_eq!(site.guard.stats().unique_headers, ["x-nonce"]);

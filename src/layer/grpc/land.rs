@@ -41,11 +41,13 @@ where
         let mut headers = head.headers.clone();
         strip_hop_by_hop(&mut headers);
         let recording = Recording::new(None);
-        let room = if is_shared { self.room(None) } else { None };
         let page = self.page_of(head.status, headers, &recording, &verdict, tags);
-        let (Some(room), Some(page)) = (room, page) else {
-            self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
-            return Ok(self.private());
+        let (room, page) = match self.place_of(page, is_shared, None, &verdict) {
+            Ok(place) => place,
+            Err(elsewhere) => {
+                self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
+                return Ok(elsewhere);
+            }
         };
         self.record(Stream { head, body, room, is_known: false, recording, page, verdict }).await
     }

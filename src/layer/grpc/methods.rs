@@ -169,11 +169,11 @@ impl Methods {
         {
             method.has_matched.store(true, Ordering::Relaxed);
         }
-        self.count();
         method.map(|method| &method.guard)
     }
 
-    fn count(&self) {
+    /// Counts a call, of whatever method.
+    pub(super) fn count(&self) {
         if self.calls.load(Ordering::Relaxed) < ENOUGH
             && self.calls.fetch_add(1, Ordering::Relaxed) + 1 == ENOUGH
         {

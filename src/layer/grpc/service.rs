@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 use tokio::time::{Instant, timeout_at};
 use tower::{BoxError, Service};
@@ -61,7 +61,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let method = if is_grpc(request.headers()) { self.methods.find(request.uri().path()) } else { None };
+        let is_call = is_grpc(request.headers());
+        // In other words, such as gRPC-Web or JSON, the method is still one that changes nothing.
+        let may_be_called = is_call || request.method() == Method::POST;
+        let method = if may_be_called { self.methods.find(request.uri().path()) } else { None };
+        if is_call {
+            self.methods.count();
+        }
         let Some(guard) = method else { return self.http.call(request.map(RequestBody::untouched)) };
         let (parts, body) = request.into_parts();
         let service = self.http.with_guard(Arc::clone(guard));
