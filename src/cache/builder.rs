@@ -155,7 +155,8 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
         self
     }
 
-    /// How long a value is fresh, before [`jitter`](Self::jitter). Default: 60 s.
+    /// How long a value is fresh, before [`jitter`](Self::jitter). Default: 60 s. With `Duration::MAX` it is fresh until it
+    /// is evicted or invalidated; a hit then reads no clock, which is a good part of what it costs.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.life.ttl = bounded(ttl);
         self
@@ -304,7 +305,8 @@ impl<K, V, E> StampedeCacheBuilder<K, V, E> {
     /// [`ConfigError`] names the setting that is out of its range: `ttl`, `load_timeout` and `soft_timeout` must
     /// be more than 0, `jitter` from 0 to 1, `capacity`, `max_concurrent_loads`, `max_in_flight` and
     /// `max_waiters_per_key` at least 1, `early_refresh`'s beta more than 0 and at most 1,000, or its fraction
-    /// between 0 and 1. A time of more than 100 years counts as 100 years.
+    /// between 0 and 1. A `ttl` of 100 years or more is for ever, another time
+    /// counts as 100 years.
     pub fn build(self) -> Result<StampedeCache<K, V, E>, ConfigError>
     where
         K: Hash + Eq + Clone + Send + Sync + 'static,

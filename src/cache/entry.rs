@@ -18,7 +18,7 @@ use crate::sync::Mutex;
 #[derive(Clone, Debug)]
 pub(crate) struct Entry<V> {
     pub(crate) value: V,
-    /// `None`: beyond the clock's range.
+    /// `None`: for ever.
     fresh_until: Option<Instant>,
     born: Born,
     more: Option<Arc<More>>,

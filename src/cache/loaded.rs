@@ -83,8 +83,8 @@ impl<V> Loaded<V> {
         value.is_some() && !says_when && tags.is_empty() && !uncacheable
     }
 
-    /// How long this value is fresh, before jitter. Zero is [`uncacheable`](Self::uncacheable); more than 100
-    /// years are 100 years.
+    /// How long this value is fresh, before jitter. Zero is [`uncacheable`](Self::uncacheable); 100 years or
+    /// more are for ever.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self

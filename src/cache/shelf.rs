@@ -18,7 +18,7 @@ use crate::clock::Timeline;
 #[cfg(feature = "redis")]
 use crate::coordinate::Token;
 use crate::deferred;
-use crate::error::LoadError;
+use crate::error::{LoadError, MAX_DURATION};
 use crate::flight::{Fault, Key, Settle, Value};
 use crate::policy::{EarlyRefresh, Freshness, Times, shortened};
 use crate::rng::Random;
@@ -266,7 +266,11 @@ where
         let (now, random) = (self.timeline.instant(), self.random.unit());
         let jitter = if storing.is_jittered() { storing.jitter.unwrap_or(self.jitter) } else { 0.0 };
         let entry = if self.early.is_none() && storing.is_plain() {
-            Entry::plain(value, now.checked_add(shortened(storing.life.ttl, jitter, random)), storing.born)
+            let ttl = storing.life.ttl;
+            // For ever: no hit needs to know the time.
+            let end =
+                if ttl == MAX_DURATION { None } else { now.checked_add(shortened(ttl, jitter, random)) };
+            Entry::plain(value, end, storing.born)
         } else {
             let now = self.timeline.tick(now);
             let mut times = Times::new(now, &storing.life, jitter, random, storing.cost);

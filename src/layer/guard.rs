@@ -20,6 +20,7 @@ use super::tier::{Tiered, group_of, group_of_mark};
 use super::uniques::Uniques;
 use super::writes::Writes;
 use crate::cache::{Entry, Mark, Shelf, Storing, mark_of};
+use crate::error::MAX_DURATION;
 use crate::event::{count_request, count_stale};
 use crate::flight::{FlightStats, Flights};
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
@@ -334,7 +335,7 @@ impl Guarded {
 
     /// What is left of an entry's freshness.
     pub(super) fn ttl(&self, entry: &Entry<Reply>) -> Ttl {
-        let Some(end) = entry.fresh_until() else { return Ttl::Left(Duration::MAX) };
+        let Some(end) = entry.fresh_until() else { return Ttl::Left(MAX_DURATION) };
         let now = self.shelf().timeline.instant();
         if now < end {
             Ttl::Left(end.saturating_duration_since(now))

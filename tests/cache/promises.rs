@@ -10,11 +10,11 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stampede_guard::{
-    ConfigError, EarlyRefresh, EvictionCause, Fetched, LoadError, Loaded, ManualClock, OnAbandon, Outcome,
-    StaleReason, StampedeCache, StampedeCacheBuilder,
+    Clock, ConfigError, EarlyRefresh, EvictionCause, Fetched, LoadError, Loaded, ManualClock, OnAbandon,
+    Outcome, StaleReason, StampedeCache, StampedeCacheBuilder,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
@@ -476,15 +476,30 @@ fn no_time_overflows() {
     }
 }
 
-#[test]
-fn no_time_is_longer_than_a_hundred_years() {
-    let clock = ManualClock::new();
-    let cache = sharp(&clock).ttl(Duration::MAX).build().unwrap();
-    cache.insert(1, 1);
-    clock.advance(secs(100 * 365 * 24 * 60 * 60) - NANO);
-    assert_eq!(cache.get(&1), Some(1));
-    clock.advance(NANO);
-    assert_eq!(cache.get(&1), None);
+#[tokio::test]
+async fn a_ttl_of_a_hundred_years_is_for_ever_and_its_hits_read_no_clock() {
+    const YEARS: Duration = secs(100 * 365 * 24 * 60 * 60);
+
+    struct Counting(ManualClock, Arc<AtomicUsize>);
+    impl Clock for Counting {
+        fn now(&self) -> Instant {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.now()
+        }
+    }
+
+    for (ttl, lasts) in [(YEARS - NANO, false), (YEARS, true), (Duration::MAX, true)] {
+        let (clock, read) = (ManualClock::new(), Arc::new(AtomicUsize::new(0)));
+        let counting = Counting(clock.clone(), Arc::clone(&read));
+        let cache: Cache = builder().ttl(ttl).jitter(1.0).seed(1).clock(counting).build().unwrap();
+        cache.insert(1, 1);
+        let before = read.load(Ordering::Relaxed);
+        assert_eq!(cache.get(&1), Some(1));
+        assert_eq!(cache.get_or_load(1, || async { Ok(2) }).await.unwrap(), 1);
+        assert_eq!(read.load(Ordering::Relaxed) == before, lasts, "{ttl:?}");
+        clock.advance(YEARS);
+        assert_eq!(cache.get(&1).is_some(), lasts, "{ttl:?}");
+    }
 }
 
 // What a loader says of its value.
