@@ -85,6 +85,7 @@ type Figure = (&'static str, &'static str, usize);
 const FLIGHT: &str = "stampede-guard SingleFlight::run";
 const CACHE: &str = "stampede-guard get_or_load";
 const QUICK: &str = "stampede-guard get_or_load, quick_cache";
+const FOR_EVER: &str = "stampede-guard get_or_load, quick_cache, no ttl";
 const HIT: &str = "hit: u64 keys, 1";
 const TEXT: &str = "hit: String keys, 1";
 const READY: &str = "miss: load ready";
@@ -127,6 +128,12 @@ fn lines() -> Vec<(&'static str, Budget, Figure, Figure)> {
             "hit over the quick_cache store, over quick_cache get",
             Ratio(1.2),
             (HIT, QUICK, 0),
+            (HIT, "quick_cache get", 0),
+        ),
+        (
+            "the same, with values that are fresh for ever, as that cache's are",
+            Ratio(1.2),
+            (HIT, FOR_EVER, 0),
             (HIT, "quick_cache get", 0),
         ),
         (

@@ -10,7 +10,7 @@ use crate::load::Load;
 pub use flights::{AsyncSingleflight, Coalesce, OurFlights, RsSingleflight, SingleflightAsync};
 pub use floors::{Map, QuickMap, Slots, Spawn};
 pub use http::{Body, Hitbox, Origin, OurGuard, TowerHttpCache, hitbox_layer, tower_http_cache_layer};
-pub use stores::{Foyer, MokaGetWith, MokaTryGetWith, OurCache, OurQuickCache, QuickCache};
+pub use stores::{Foyer, MokaGetWith, MokaTryGetWith, OurCache, OurQuickCache, OurQuickForEver, QuickCache};
 
 /// Concurrent calls for one key share a load.
 pub trait Peer<L: Load>: Send + Sync + Sized + 'static {

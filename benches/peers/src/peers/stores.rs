@@ -54,6 +54,28 @@ impl<L: Load> Peer<L> for OurQuickCache<L> {
     }
 }
 
+/// Ours, over the other store, with values that are fresh for ever, as those of that store's own cache are.
+pub struct OurQuickForEver<L>(OurCache<L>);
+
+impl<L: Load> Peer<L> for OurQuickForEver<L> {
+    const NAME: &'static str = "stampede-guard get_or_load, quick_cache, no ttl";
+    type Raw = Result<u64, LoadError<Failed>>;
+
+    fn new(load: L, keys: usize) -> Self {
+        let builder = StampedeCache::builder().capacity(keys as u64).ttl(Duration::MAX);
+        let cache = builder.store(stampede_guard::QuickCache).build().expect("valid settings");
+        Self(OurCache { cache, load })
+    }
+
+    fn call(&self, key: u64) -> impl Future<Output = Self::Raw> + Send {
+        self.0.call(key)
+    }
+
+    fn verdict(raw: Self::Raw) -> Result<u64, String> {
+        OurCache::<L>::verdict(raw)
+    }
+}
+
 pub struct MokaTryGetWith<L> {
     cache: moka::future::Cache<u64, u64>,
     load: L,

@@ -12,7 +12,9 @@ use stampede_guard::StampedeCache;
 use super::Setting;
 use crate::bench::{Contender, Kind, Table, interleave};
 use crate::load::{AtOnce, Failed};
-use crate::peers::{Foyer, MokaGetWith, MokaTryGetWith, OurCache, OurQuickCache, Peer, QuickCache};
+use crate::peers::{
+    Foyer, MokaGetWith, MokaTryGetWith, OurCache, OurQuickCache, OurQuickForEver, Peer, QuickCache,
+};
 use crate::{clocks, counting};
 
 const ENTRIES: usize = 100_000;
@@ -205,6 +207,7 @@ fn numbers(setting: &Setting, threads: usize) -> Table {
     let contenders = vec![
         peer!(Ours, OurCache),
         peer!(Ours, OurQuickCache),
+        peer!(Ours, OurQuickForEver),
         floor!(Ours, "stampede-guard get", our_get),
         peer!(Peer, MokaTryGetWith),
         peer!(Peer, MokaGetWith),
