@@ -50,6 +50,11 @@ struct Arguments {
     #[arg(long, value_name = "SECONDS", conflicts_with = "coalesce_only")]
     ttl: Option<f64>,
 
+    /// For so many seconds after its freshness, let a response stand in for an origin that fails or is out of reach, unless
+    /// it forbids that. Without it, only what the origin says counts (RFC 5861)
+    #[arg(long, value_name = "SECONDS")]
+    stale_if_error: Option<f64>,
+
     /// Store nothing beyond the responses' own word. It is the default; the flag says so
     #[arg(long)]
     coalesce_only: bool,
@@ -103,6 +108,9 @@ impl Arguments {
             Some(seconds) => guard.ttl(Duration::try_from_secs_f64(seconds)?),
             None => guard.coalesce_only(),
         };
+        if let Some(seconds) = self.stale_if_error {
+            guard = guard.stale_if_error(Duration::try_from_secs_f64(seconds)?);
+        }
         if let Some(name) = &self.cache_status {
             guard = guard.cache_status(name);
         }
