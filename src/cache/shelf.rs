@@ -299,6 +299,15 @@ where
         self.store.rewrite(key, kept);
     }
 
+    /// Weighs what is under `key` anew, if it is `value` still: it has grown.
+    #[cfg(feature = "layer")]
+    pub(crate) fn reweigh(&self, key: K, is_it: impl FnOnce(&V) -> bool) {
+        if let Some(entry) = self.find(&key).filter(|entry| is_it(&entry.value)) {
+            let kept = self.weighed(&key, entry);
+            self.store.rewrite(key, kept);
+        }
+    }
+
     fn put_off(&self, key: &K, mut entry: Entry<V>) -> Kept<V> {
         entry.map_times(|times| times.failed(self.timeline.now(), self.random.unit()));
         self.weighed(key, entry)

@@ -30,3 +30,6 @@ pub(crate) use self::{
     plan::{Borrowed, BoxLoad, KeySource, Owned, Plan},
     run::{FirstPoll, Landed, Run},
 };
+
+#[cfg(feature = "layer")]
+pub(crate) use self::run::Seat;

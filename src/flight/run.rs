@@ -107,6 +107,13 @@ where
         &self.flights
     }
 
+    /// Leaves the caller's place to what it makes of it, if it has one.
+    #[cfg(feature = "layer")]
+    pub(crate) fn into_seat(mut self) -> Option<Seat<K, V, E, H>> {
+        let flight = self.seat.take()?;
+        Some(Seat { flights: Arc::clone(self.flights.borrow()), flight, slot: self.slot })
+    }
+
     #[cfg(feature = "layer")]
     pub(crate) fn kept(&mut self) -> &mut T {
         &mut self.kept
@@ -206,6 +213,21 @@ where
         if let Some(flight) = self.seat.take() {
             self.flights.borrow().leave(&flight, self.slot);
         }
+    }
+}
+
+/// The place of a caller that has what it came for while its load goes on: for as long as it is held, somebody waits.
+#[cfg(feature = "layer")]
+pub(crate) struct Seat<K, V, E, H: Settle<K, V, E>> {
+    flights: Arc<Flights<K, V, E, H>>,
+    flight: Arc<Flight<K, V, E>>,
+    slot: u32,
+}
+
+#[cfg(feature = "layer")]
+impl<K, V, E, H: Settle<K, V, E>> Drop for Seat<K, V, E, H> {
+    fn drop(&mut self) {
+        self.flights.leave(&self.flight, self.slot);
     }
 }
 

@@ -90,6 +90,11 @@ impl CacheStatus {
         Self { source, status: None, stored: false, collapsed: false, ttl: None }
     }
 
+    /// The same of a request that went to the handler first, or waited for one that did, and in vain.
+    pub(crate) fn after(self, why: Forward, collapsed: bool) -> Self {
+        Self { source: Source::Origin(why), collapsed, ..self }
+    }
+
     /// Adds a member to the field, behind those of caches nearer to the origin (RFC 9211 section 2).
     pub(crate) fn add_to(self, headers: &mut HeaderMap, name: &CacheName) {
         if let Ok(value) = HeaderValue::try_from(self.write(name)) {

@@ -16,14 +16,15 @@ pub(crate) struct Conditionals(Option<Box<HeaderMap>>);
 impl Conditionals {
     /// Whether the client has what is stored already: see [`not_modified`].
     pub(crate) fn not_modified(&self, status: StatusCode, stored: &HeaderMap) -> bool {
-        self.0.as_ref().is_some_and(|request| not_modified(request, status, stored))
+        self.0.as_ref().is_some_and(|request| not_modified(request, status, stored, &DATE))
     }
 }
 
 impl Conditionals {
-    /// Turns a response that the client has already into a 304, with this for a body.
+    /// Turns a response that came for this client, and that it has already, into a 304, with this for a body.
     pub(crate) fn apply<B>(&self, response: &mut Response<B>, nothing: impl FnOnce() -> B) {
-        if self.not_modified(response.status(), response.headers()) {
+        let (status, headers) = (response.status(), response.headers());
+        if self.0.as_ref().is_some_and(|request| not_modified(request, status, headers, &LAST_MODIFIED)) {
             reduce_to_304(response.headers_mut());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             *response.body_mut() = nothing();
@@ -59,8 +60,9 @@ pub(crate) fn take_conditionals(headers: &mut HeaderMap) -> Conditionals {
 
 /// Whether a request with these headers is answered by 304 from a stored response: only a 200 is. `If-None-Match`
 /// is compared weakly; `If-Modified-Since` has a say only without it (RFC 9110 section 13.2.2), against
-/// `Last-Modified`, or `Date` where there is none (RFC 9111 section 4.3.2). What is malformed never matches.
-pub(crate) fn not_modified(request: &HeaderMap, status: StatusCode, stored: &HeaderMap) -> bool {
+/// `Last-Modified`, or where there is none `or_else`: `Date` for what is stored (RFC 9111 section 4.3.2), nothing for
+/// what is not (RFC 9110 section 13.1.3). What is malformed never matches.
+fn not_modified(request: &HeaderMap, status: StatusCode, stored: &HeaderMap, or_else: &HeaderName) -> bool {
     if status != StatusCode::OK {
         return false;
     }
@@ -71,8 +73,8 @@ pub(crate) fn not_modified(request: &HeaderMap, status: StatusCode, stored: &Hea
     if request.get_all(IF_MODIFIED_SINCE).iter().count() > 1 {
         return false;
     }
-    let changed = if stored.contains_key(LAST_MODIFIED) { LAST_MODIFIED } else { DATE };
-    match (single_date(request, &IF_MODIFIED_SINCE), single_date(stored, &changed)) {
+    let changed = if stored.contains_key(LAST_MODIFIED) { &LAST_MODIFIED } else { or_else };
+    match (single_date(request, &IF_MODIFIED_SINCE), single_date(stored, changed)) {
         (Some(since), Some(modified)) => modified <= since,
         _ => false,
     }
@@ -163,7 +165,7 @@ mod tests {
     use crate::http::syntax::tests::map;
 
     fn fails(request: &[(&str, &str)], stored: &[(&str, &str)]) -> bool {
-        not_modified(&map(request), StatusCode::OK, &map(stored))
+        not_modified(&map(request), StatusCode::OK, &map(stored), &DATE)
     }
 
     fn matches(if_none_match: &str, etag: &str) -> bool {
@@ -254,9 +256,10 @@ mod tests {
     #[test]
     fn only_a_200_is_answered_by_304() {
         let (request, stored) = (map(&[("if-none-match", "*")]), map::<&str>(&[]));
-        assert!(not_modified(&request, StatusCode::OK, &stored));
+        assert!(not_modified(&request, StatusCode::OK, &stored, &DATE));
         for status in [203, 301, 404, 500] {
-            assert!(!not_modified(&request, StatusCode::from_u16(status).unwrap(), &stored), "{status}");
+            let status = StatusCode::from_u16(status).unwrap();
+            assert!(!not_modified(&request, status, &stored, &DATE), "{status}");
         }
     }
 

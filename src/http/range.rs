@@ -82,7 +82,7 @@ fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
 }
 
 /// Fields about a representation, and how long and to whom it may be served.
-const OF_THE_BODY: [&str; 13] = [
+const OF_THE_BODY: [&str; 15] = [
     "age",
     "cdn-cache-control",
     "content-disposition",
@@ -90,10 +90,12 @@ const OF_THE_BODY: [&str; 13] = [
     "content-language",
     "content-location",
     "content-type",
+    "digest",
     "etag",
     "expires",
     "last-modified",
     "pragma",
+    "repr-digest",
     "surrogate-control",
     "trailer",
 ];
@@ -108,6 +110,10 @@ pub(crate) fn reduce(share: &Share, length: u64, headers: &mut HeaderMap) -> Sta
         }
         Share::Nothing => (StatusCode::RANGE_NOT_SATISFIABLE, format!("bytes */{length}"), 0),
     };
+    // Digests of all of the content (RFC 9530 section 2), which this is not.
+    for name in ["content-digest", "content-md5"] {
+        headers.remove(name);
+    }
     if *share == Share::Nothing {
         // An error of this cache's own making: what is said of the body does not go for it, nor for how long.
         for name in OF_THE_BODY {

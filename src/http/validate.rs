@@ -61,8 +61,9 @@ pub(crate) fn agrees(stored: &HeaderMap, answer: &HeaderMap) -> bool {
 /// What describes the bytes that are stored stays. Both are without fields of one connection.
 pub(crate) fn updated(stored: &HeaderMap, answer: &HeaderMap, received: SystemTime) -> HeaderMap {
     const OF_THE_BODY: [HeaderName; 3] = [CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE];
-    let is_of_the_body =
-        |name: &HeaderName| OF_THE_BODY.contains(name) || matches!(name.as_str(), "content-md5" | "digest");
+    let is_of_the_body = |name: &HeaderName| {
+        OF_THE_BODY.contains(name) || matches!(name.as_str(), "content-digest" | "content-md5" | "digest")
+    };
     let mut headers = stored.clone();
     // How old the answer was that these came with.
     headers.remove(AGE);

@@ -48,7 +48,6 @@ pub(crate) struct RequestFacts {
     /// Its key holds credentials, see [`KeyRule::holds_principal`](crate::http::rule::KeyRule::holds_principal).
     pub(crate) principal_in_key: bool,
     /// Its client has a say and does not take whatever is stored.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code))]
     pub(crate) demanding: bool,
     /// It carries `Authorization`, and the key does not hold it: see
     /// [`KeyRule::is_authorized`](crate::http::rule::KeyRule::is_authorized).
@@ -68,6 +67,8 @@ pub(crate) struct Verdict {
     pub(crate) check: bool,
     /// The request headers it depends on beyond the key. Empty for `Vary: *`, which is not shared.
     pub(crate) vary: VarySpec,
+    /// How old it is on arrival.
+    pub(crate) age: Duration,
 }
 
 /// Whether those waiting may have a response.
@@ -200,7 +201,7 @@ pub(crate) fn judge(
         && !is_event_stream(headers)
         && !request.principal_in_key
         && can_ask();
-    Verdict { share, store, check, vary: vary.unwrap_or_default() }
+    Verdict { share, store, check, vary: vary.unwrap_or_default(), age }
 }
 
 /// Whether nothing in a head ties the response to one client. What came from elsewhere is asked once more.

@@ -9,6 +9,7 @@ use pin_project::pin_project;
 use tokio::sync::oneshot;
 use tower::BoxError;
 
+use super::guard::PageSeat;
 use super::recording::{BrokenBody, Next, Reader};
 
 /// The rest of a body that outgrew its recording.
@@ -50,6 +51,8 @@ enum Kind<R> {
     Shared {
         reader: Reader,
         rest: Option<Rest<R>>,
+        /// Its client waits for the body, which the flight is not done with.
+        seat: Option<Box<PageSeat>>,
     },
 }
 
@@ -83,7 +86,16 @@ impl<R> GuardBody<R> {
     }
 
     pub(super) fn shared(reader: Reader, rest: Option<Rest<R>>) -> Self {
-        Self(Kind::Shared { reader, rest })
+        Self(Kind::Shared { reader, rest, seat: None })
+    }
+
+    /// Holds on to the place in the flight whose body this is, while that is not complete.
+    pub(super) fn hold(&mut self, place: impl FnOnce() -> Option<PageSeat>) {
+        if let Kind::Shared { reader, seat, .. } = &mut self.0
+            && !reader.is_over()
+        {
+            *seat = place().map(Box::new);
+        }
     }
 }
 
@@ -115,7 +127,7 @@ where
                     let frame = body.as_mut().poll_frame(cx);
                     return frame.map(|frame| frame.map(|frame| frame.map_err(Into::into)));
                 }
-                KindProjection::Shared { reader, rest } => match reader.poll_next(cx) {
+                KindProjection::Shared { reader, rest, .. } => match reader.poll_next(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Next::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                     Poll::Ready(Next::Trailers(trailers)) => {

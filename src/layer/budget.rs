@@ -1,8 +1,8 @@
-//! What bodies under way may hold together.
+//! What bodies under way may hold together, and those that are read though the store has them no more.
 
 use crate::sync::{Arc, AtomicU64, Ordering};
 
-/// Bytes of bodies that are being recorded, all of them together.
+/// Bytes of bodies that are being recorded, or read and not stored, all of them together.
 #[derive(Debug)]
 pub(super) struct Budget {
     max: u64,
@@ -25,7 +25,7 @@ impl Budget {
     }
 }
 
-/// What one body holds of a [`Budget`], given back when it is dropped.
+/// What one body holds of a [`Budget`], given back when it is dropped at the latest.
 #[derive(Debug)]
 pub(super) struct Room {
     budget: Arc<Budget>,
@@ -49,9 +49,23 @@ impl Room {
     }
 }
 
+impl Room {
+    /// Makes it hold `bytes` at least, whether or not there is room for them: they are there already.
+    pub(super) fn hold(&mut self, bytes: u64) {
+        let more = bytes.saturating_sub(self.taken);
+        self.budget.taken.fetch_add(more, Ordering::Relaxed);
+        self.taken += more;
+    }
+
+    /// Gives back all that it holds.
+    pub(super) fn release(&mut self) {
+        self.budget.taken.fetch_sub(std::mem::take(&mut self.taken), Ordering::Relaxed);
+    }
+}
+
 impl Drop for Room {
     fn drop(&mut self) {
-        self.budget.taken.fetch_sub(self.taken, Ordering::Relaxed);
+        self.release();
     }
 }
 
@@ -69,7 +83,11 @@ mod tests {
         assert!(!one.grow_to(u64::MAX));
         drop(one);
         assert!(other.grow_to(10));
-        drop(other);
+        let mut third = budget.open();
+        third.hold(5);
+        other.release();
+        assert!(!other.grow_to(6) && other.grow_to(5));
+        drop((other, third));
         assert_eq!(budget.taken.load(Ordering::Relaxed), 0);
     }
 }

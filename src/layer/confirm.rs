@@ -10,6 +10,7 @@ use super::bounds::ResponseBody;
 use super::land::Lander;
 use super::load::PageArrival;
 use super::page::{Page, Reply};
+use super::recording::Recorded;
 use crate::cache::{Arrival, Destination, Entry, Mark};
 use crate::http::conditional::Conditionals;
 use crate::http::headers::strip_hop_by_hop;
@@ -96,7 +97,7 @@ where
         let fresh = Page {
             status,
             headers,
-            recording: Arc::clone(&page.recording),
+            recording: Recorded::new(&page.recording),
             received,
             age,
             revalidate: life.revalidate,

@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 use tower::BoxError;
 
-use super::budget::Room;
 use super::guard::Guarded;
 use super::recording::{BrokenBody, End, Outgrown, Recording};
 use crate::sync::Arc;
@@ -51,15 +50,12 @@ impl Keep {
     }
 }
 
-/// The future that fills a recording. It makes room for bytes after it took them, one frame at a time: a body of known
-/// length has its room from the start.
+/// The future that fills a recording, one frame at a time.
 pub(super) struct Fill<R> {
     /// `None` once it has been read to its end or moved on.
     body: Option<Pin<Box<R>>>,
     recording: Arc<Recording>,
     limit: u64,
-    /// What it may hold of what all bodies under way may hold.
-    room: Room,
     /// Where the body goes if it outgrows the limit.
     rest: Option<oneshot::Sender<Pin<Box<R>>>>,
     keep: Option<Keep>,
@@ -73,10 +69,10 @@ where
     R: Body<Data = Bytes>,
     R::Error: Into<BoxError>,
 {
-    pub(super) fn new(body: R, recording: &Arc<Recording>, limit: u64, room: Room) -> Self {
+    pub(super) fn new(body: R, recording: &Arc<Recording>, limit: u64) -> Self {
         let recording = Arc::clone(recording);
         let body = Some(Box::pin(body));
-        Self { body, recording, limit, room, rest: None, keep: None, patience: None, waited: None }
+        Self { body, recording, limit, rest: None, keep: None, patience: None, waited: None }
     }
 
     /// Hands the body on if it outgrows the limit.
@@ -95,6 +91,7 @@ where
     fn end(&mut self, end: End, trailers: Option<http::HeaderMap>) {
         // Its destructor is code of others: by then everybody knows of the end.
         let body = self.body.take();
+        self.recording.weigh_trailers(trailers.as_ref());
         // The store before those who wait: whoever learns of the end finds there what it came to.
         if let Some(keep) = self.keep.take() {
             keep.end(&end);
@@ -141,10 +138,10 @@ where
                 Some(Err(error)) => self.end(End::Failed(BrokenBody::new(error)), None),
                 Some(Ok(Ok(data))) => {
                     let length = self.recording.recorded() + data.len() as u64;
-                    self.recording.push(data);
+                    let fits = self.recording.push(data);
                     if length > self.limit {
                         self.move_on(Outgrown::Limit);
-                    } else if !self.room.grow_to(length) {
+                    } else if !fits {
                         self.move_on(Outgrown::Budget);
                     }
                 }
@@ -194,7 +191,8 @@ where
             return Poll::Ready(());
         }
         let has_grown = this.recording.recorded() > before;
-        if this.is_wanted(has_grown, cx) {
+        // Somebody may have begun to read since it was asked for.
+        if this.is_wanted(has_grown, cx) || !this.recording.give_up(cx.waker()) {
             return Poll::Pending;
         }
         this.end(End::Failed(BrokenBody::unexplained()), None);

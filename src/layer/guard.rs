@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName};
+use http::{Extensions, HeaderMap, HeaderName};
 
 use super::body::GuardBody;
 use super::budget::Budget;
@@ -22,7 +22,7 @@ use super::writes::Writes;
 use crate::cache::{Entry, Mark, Shelf, Storing, mark_of};
 use crate::error::MAX_DURATION;
 use crate::event::{count_request, count_stale};
-use crate::flight::{FlightStats, Flights};
+use crate::flight::{FlightStats, Flights, Seat};
 use crate::http::cache_status::{CacheName, CacheStatus, Forward, Ttl};
 use crate::http::key::MethodClass;
 use crate::http::origin::{Target, hash_target};
@@ -39,6 +39,8 @@ pub(super) const HIT_FOR_MISS: Duration = Duration::from_secs(10);
 /// How long the headers in a response's `Vary` are remembered after the last response that named them all.
 pub(super) const SIGNPOST_TTL: Duration = Duration::from_secs(3_600);
 
+/// The place of a leader that has the head of its response.
+pub(super) type PageSeat = Seat<PageKey, PageArrival, Failure, Shelf<PageKey, Reply>>;
 pub(super) type PageFlights = Flights<PageKey, PageArrival, Failure, Shelf<PageKey, Reply>>;
 
 pub(super) type Bypass = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
@@ -118,6 +120,10 @@ pub(super) struct Settings {
     pub(super) bypass: Option<Bypass>,
     pub(super) key_with: Option<KeyWith>,
 }
+
+/// The marks of a response's tags, for a guard outside of the one that took them out.
+#[derive(Clone)]
+pub(super) struct Tagged(pub(super) Arc<[Mark]>);
 
 pub(super) struct Guarded {
     pub(super) settings: Settings,
@@ -237,10 +243,15 @@ impl Guarded {
         (known.unwrap_or_else(|| Arc::new(Signpost::new(spec.clone()))), is_new)
     }
 
-    /// Counts a variant in that is kept. One may have to leave for it.
-    pub(super) fn admit(&self, signpost: &Signpost, variant: &PageKey) {
+    /// Counts a variant in that is kept, at the signpost under this key. One may have to leave for it.
+    pub(super) fn admit(&self, base: &PageKey, signpost: &Arc<Signpost>, variant: &PageKey) {
+        let before = signpost.weight();
         if let Some(oldest) = signpost.admit(variant, self.settings.max_variants) {
             self.shelf().remove(&oldest);
+        }
+        if signpost.weight() > before {
+            let is_it = |there: &Reply| matches!(there, Reply::Varies(there) if Arc::ptr_eq(there, signpost));
+            self.shelf().reweigh(Arc::clone(base), is_it);
         }
     }
 
@@ -295,12 +306,26 @@ impl Guarded {
         });
     }
 
-    /// Takes the tags out of a response, and gives their marks.
-    pub(super) fn take_tags(&self, headers: &mut HeaderMap) -> Option<Arc<[Mark]>> {
-        let name = self.settings.tag_header.as_ref()?;
-        let marks: Arc<[Mark]> = words(headers, name).map(mark_of).collect();
+    /// Takes the tags out of a response, and gives their marks: those that a guard inside took out, too. They stay with the
+    /// response for a guard outside.
+    pub(super) fn take_tags(
+        &self,
+        headers: &mut HeaderMap,
+        extensions: &mut Extensions,
+    ) -> Option<Arc<[Mark]>> {
+        let inner = extensions.get::<Tagged>().map(|tagged| Arc::clone(&tagged.0));
+        let Some(name) = &self.settings.tag_header else { return inner };
+        if !headers.contains_key(name) {
+            return inner;
+        }
+        let own = words(headers, name).map(mark_of);
+        let marks: Arc<[Mark]> = own.chain(inner.iter().flat_map(|marks| marks.iter().copied())).collect();
         headers.remove(name);
-        (!marks.is_empty()).then_some(marks)
+        if marks.is_empty() {
+            return None;
+        }
+        extensions.insert(Tagged(Arc::clone(&marks)));
+        Some(marks)
     }
 
     /// Whether a response has to be looked at before it leaves, though nobody else gets it.
@@ -327,9 +352,9 @@ impl Guarded {
     /// Takes from a response that is one client's own what is not for clients, and tells what became of the request.
     pub(super) fn finish<B>(&self, response: &mut http::Response<B>, why: Forward) {
         let status = response.status();
-        if let Some(name) = &self.settings.tag_header {
-            response.headers_mut().remove(name);
-        }
+        let mut extensions = std::mem::take(response.extensions_mut());
+        self.take_tags(response.headers_mut(), &mut extensions);
+        *response.extensions_mut() = extensions;
         self.tell(response.headers_mut(), || CacheStatus::forwarded(why, status));
     }
 
@@ -356,11 +381,17 @@ impl Guarded {
         }
     }
 
-    /// True if a page that is not fresh may be served in place of an error. It may have been voided since it was found.
-    pub(super) fn may_serve_stale(&self, entry: &Entry<Reply>) -> bool {
+    /// True if a page may be served in place of an error. It may have been voided since it was found. A client that asked
+    /// for a newer one than a fresh page has to know that there is none.
+    pub(super) fn may_stand_in(&self, facts: RequestFacts, entry: &Entry<Reply>) -> bool {
+        let is_within = || match self.shelf().judge(entry) {
+            Freshness::Dead => false,
+            Freshness::Fresh | Freshness::RefreshEarly => !facts.demanding,
+            Freshness::Stale { .. } | Freshness::IfError { .. } => true,
+        };
         matches!(&entry.value, Reply::Page(page, _) if page.recording.is_sound())
             && self.shelf().is_valid(entry)
-            && !matches!(self.shelf().judge(entry), Freshness::Dead)
+            && is_within()
     }
 
     /// Whether what `entry` says about where to look is not too old to be believed.
@@ -384,6 +415,12 @@ impl Guarded {
         if let Some(Reply::Private | Reply::Checked(_)) = self.shelf().find(key).map(|entry| entry.value) {
             self.shelf().remove(key);
         }
+    }
+
+    /// Weighs a page anew that has come to its end.
+    pub(super) fn reweigh(&self, grown: &Arc<Page>) {
+        let is_it = |there: &Reply| there.page().is_some_and(|there| Arc::ptr_eq(there, grown));
+        self.shelf().reweigh(Arc::clone(&grown.key), is_it);
     }
 
     /// Takes a page whose body broke off out of the store. What it took the place of, if anything, comes back.

@@ -13,12 +13,11 @@ use tracing::Instrument;
 use super::address::Address;
 use super::body::GuardBody;
 use super::bounds::ResponseBody;
-use super::budget::Room;
 use super::fill::Fill;
 use super::guard::Guarded;
 use super::load::{Failure, Landing, Own, PageArrival};
 use super::page::{Page, Reply, respond_to_leader};
-use super::recording::{End, Outgrown, Reader, Recording};
+use super::recording::{End, Outgrown, Reader, Recorded, Recording};
 #[cfg(feature = "redis")]
 use super::shared::ForAll;
 use crate::cache::{Arrival, Born, Destination, Entry, Mark, Receipt};
@@ -31,6 +30,7 @@ use crate::http::key::MethodClass;
 use crate::http::validate;
 use crate::http::vary::VarySpec;
 use crate::http::verdict::{self, RequestFacts, Share, Verdict};
+use crate::sync::Mutex;
 
 /// Makes a landing of a response.
 pub(super) struct Lander<R, X> {
@@ -123,7 +123,7 @@ where
 
     async fn share(mut self, response: Response<R>) -> Landing {
         let (mut head, body) = response.into_parts();
-        let tags = self.guard.take_tags(&mut head.headers);
+        let tags = self.guard.take_tags(&mut head.headers, &mut head.extensions);
         if head.status == StatusCode::NOT_MODIFIED
             && let Some(page) = self.asks_about.take()
         {
@@ -147,10 +147,10 @@ where
         // A HEAD has no body, whatever length its answer tells.
         let takes = if self.address.class == MethodClass::Head { Some(0) } else { length };
         let page = self.page_of(head.status, headers, &recording, &verdict, tags);
-        let place = self.place_of(page, given, takes, &verdict);
-        self.guard.tell(&mut head.headers, || self.status(head.status, &verdict, place.is_ok()));
-        let (room, page) = match place {
-            Ok(place) => place,
+        let page = self.place_of(page, given, takes, &verdict);
+        self.guard.tell(&mut head.headers, || self.status(head.status, &verdict, page.is_ok()));
+        let page = match page {
+            Ok(page) => page,
             Err(elsewhere) => {
                 self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
                 return Ok(elsewhere);
@@ -162,11 +162,11 @@ where
             let is_shared = verdict.share == Share::Yes;
             return Ok(if is_shared { self.for_waiters(page) } else { self.private() });
         }
-        let stream = Stream { head, body, room, is_known: length.is_some(), recording, page, verdict };
+        let stream = Stream { head, body, is_known: length.is_some(), recording, page, verdict };
         self.record(stream).await
     }
 
-    /// A page that is `given` to others, and room for its body of this `length`, or of one that is not known yet. Else,
+    /// A page that is `given` to others, with room for its body of this `length`, or of one that is not known yet. Else,
     /// what they get in its place.
     pub(super) fn place_of(
         &self,
@@ -174,14 +174,18 @@ where
         given: bool,
         length: Option<u64>,
         verdict: &Verdict,
-    ) -> Result<(Room, Arc<Page>), PageArrival> {
+    ) -> Result<Arc<Page>, PageArrival> {
         let length = length.unwrap_or(0);
         if !given || length > self.guard.max_body_bytes() {
             return Err(self.private());
         }
         let page = page.map_err(|spec| self.sends_on(&spec, verdict))?;
         let mut room = self.guard.shared.budget.open();
-        if room.grow_to(length) { Ok((room, page)) } else { Err(self.apart()) }
+        if !room.grow_to(length) {
+            return Err(self.apart());
+        }
+        page.recording.in_room(room);
+        Ok(page)
     }
 
     /// What others get of a response with these headers. If the key under which they would get it is too long, the
@@ -207,9 +211,9 @@ where
         let page = Page {
             status,
             headers,
-            recording: Arc::clone(recording),
+            recording: Recorded::new(recording),
             received: self.guard.shelf().timeline.now(),
-            age: verdict.store.map_or(Duration::ZERO, |life| life.age),
+            age: verdict.age,
             revalidate: verdict.store.is_some_and(|life| life.revalidate),
             tags,
             key,
@@ -232,7 +236,7 @@ where
 
     /// Records the body: what is ready at once here, the rest in a task.
     pub(super) async fn record(mut self, stream: Stream<R>) -> Landing {
-        let Stream { head, body, room, is_known, recording, page, verdict } = stream;
+        let Stream { head, body, is_known, recording, page, verdict } = stream;
         let (max_bytes, max_wait, patience) = {
             let settings = &self.guard.settings;
             (self.guard.max_body_bytes(), settings.max_body_wait, settings.load_timeout)
@@ -240,7 +244,7 @@ where
         let is_refresh = self.leader.is_none();
         let is_shared = verdict.share == Share::Yes;
         let (rest, elsewhere) = oneshot::channel();
-        let mut fill = Fill::new(body, &recording, max_bytes, room).rest(rest);
+        let mut fill = Fill::new(body, &recording, max_bytes).rest(rest);
         let leader_reads = respond_to_leader(head, &recording, Some(elsewhere));
         std::future::poll_fn(|cx| {
             let _ = fill.poll_fill(cx);
@@ -257,13 +261,14 @@ where
         }
         // Its body goes on for those who wait, as long as they do.
         let mut reader = Reader::new(&recording);
+        let is_stored = Arc::new(Mutex::new(false));
         let keep = match verdict.store {
             // Whether it is kept, its end will tell.
             _ if self.address.class == MethodClass::Unary => None,
             _ if self.by_head && !is_known => None,
             Some(_) if is_known => Some(self.keep_growing(&page)),
-            Some(_) => Some(self.keep_complete(&page, &verdict)),
-            None if verdict.check => Some(self.keep_complete(&page, &verdict)),
+            Some(_) => Some(self.keep_complete(&page, &verdict, &is_stored)),
+            None if verdict.check => Some(self.keep_complete(&page, &verdict, &is_stored)),
             None => None,
         };
         let is_the_stores = keep.is_some();
@@ -288,7 +293,7 @@ where
             // A refresh may take its time while nobody waits: what is stale is served meanwhile.
             let nobody_waits = self.guard.flights().waiters(&self.address.key) == 0;
             if !(is_refresh && !wait.is_zero() && nobody_waits) {
-                return Ok(self.private());
+                return Ok(self.waited(page, &is_stored));
             }
         }
     }
@@ -315,7 +320,7 @@ where
 
     /// True while what the shelf had may be served if this load fails.
     pub(super) fn may_serve_stale(&self) -> bool {
-        self.stale.as_ref().is_some_and(|entry| self.guard.may_serve_stale(entry))
+        self.stale.as_ref().is_some_and(|entry| self.guard.may_stand_in(self.facts, entry))
     }
 
     pub(super) fn now(&self) -> Tick {
@@ -338,7 +343,6 @@ where
 pub(super) struct Stream<R> {
     pub(super) head: Head,
     pub(super) body: R,
-    pub(super) room: Room,
     pub(super) is_known: bool,
     pub(super) recording: Arc<Recording>,
     pub(super) page: Arc<Page>,

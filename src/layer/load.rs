@@ -12,6 +12,7 @@ use super::bounds::{Inner, ResponseBody};
 use super::guard::Guarded;
 use super::land::Lander;
 use super::page::{Page, PageKey, Reply};
+use super::recording::Hold;
 #[cfg(feature = "redis")]
 use super::shared;
 use crate::cache::{Arrival, Entry};
@@ -69,9 +70,7 @@ where
 
     fn recheck(&mut self, key: &PageKey) -> Option<PageArrival> {
         let found = self.guard.shelf().find_again(key)?;
-        let is_closed =
-            |page: &Arc<Page>| !page.recording.is_sound() || !self.guard.may_have(self.facts, page);
-        if found.value.page().is_some_and(is_closed) {
+        if found.value.page().is_some_and(|page| !self.guard.may_have(self.facts, page)) {
             return None;
         }
         // A client may ask for a newer one than this, fresh as it is.
@@ -80,7 +79,14 @@ where
         if is_seen && matches!(self.guard.ttl(&found), Ttl::Left(_)) {
             return None;
         }
-        self.guard.shelf().spare_load(&found, self.stale.as_ref())
+        let mut spared = self.guard.shelf().spare_load(&found, self.stale.as_ref())?;
+        if let Reply::Page(page, reader) = &mut spared.value {
+            match page.recording.hold()? {
+                Hold::Whole => {}
+                Hold::Growing(holds) => *reader = Some(Arc::new(holds)),
+            }
+        }
+        Some(spared)
     }
 
     fn load(mut self, own: &mut Self::Kept) -> BoxLoad<PageArrival, Failure> {
@@ -160,7 +166,7 @@ mod tests {
     use crate::cache::Storing;
     use crate::http::vary::VarySpec;
     use crate::layer::builder::StampedeGuardBuilder;
-    use crate::layer::recording::{BrokenBody, End, Outgrown, Recording};
+    use crate::layer::recording::{BrokenBody, End, Outgrown, Recorded, Recording};
     use crate::policy::Lifetime;
     use std::convert::Infallible;
     use std::time::Duration;
@@ -178,7 +184,7 @@ mod tests {
         let page = Page {
             status: http::StatusCode::OK,
             headers: http::HeaderMap::new(),
-            recording: Arc::clone(&recording),
+            recording: Recorded::new(&recording),
             received: guard.shelf().timeline.now(),
             age: Duration::ZERO,
             revalidate: false,

@@ -7,7 +7,8 @@ use http::header::{AGE, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::body::{GuardBody, Rest};
-use super::recording::{End, Reader, Recording};
+use super::guard::Tagged;
+use super::recording::{End, Reader, Recorded, Recording};
 use crate::cache::Mark;
 use crate::clock::Tick;
 use crate::http::conditional::{Conditionals, reduce_to_304};
@@ -79,7 +80,7 @@ pub(super) struct Page {
     pub(super) status: StatusCode,
     /// Without hop-by-hop fields, with a place for `Age`.
     pub(super) headers: HeaderMap,
-    pub(super) recording: Arc<Recording>,
+    pub(super) recording: Recorded,
     pub(super) received: Tick,
     /// How old it was then.
     pub(super) age: Duration,
@@ -126,9 +127,8 @@ impl Page {
 
     /// What it counts towards the bytes stored, its key excluded.
     pub(super) fn weight(&self) -> u64 {
-        let fields = self.headers.iter().chain(self.recording.trailers().into_iter().flatten());
-        let headers: usize = fields.map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-        self.recording.length().unwrap_or_else(|| self.recording.recorded()).saturating_add(headers as u64)
+        let body = self.recording.length().unwrap_or_else(|| self.recording.recorded());
+        body.saturating_add(weight_of(&self.headers)).saturating_add(self.recording.trailer_weight())
     }
 
     /// The answer to one client, read from the start.
@@ -141,7 +141,7 @@ impl Page {
         if class == MethodClass::Unary {
             // To the byte, trailers included.
             let body = GuardBody::shared(Reader::own(&self.recording), None);
-            return with_head(self.status, self.headers.clone(), body);
+            return self.tagged(with_head(self.status, self.headers.clone(), body));
         }
         let mut headers = self.aged_headers(now);
         let unchanged = conditionals.not_modified(self.status, &self.headers);
@@ -159,7 +159,14 @@ impl Page {
         } else {
             GuardBody::shared(Reader::new(&self.recording), None)
         };
-        with_head(if unchanged { StatusCode::NOT_MODIFIED } else { self.status }, headers, body)
+        self.tagged(with_head(if unchanged { StatusCode::NOT_MODIFIED } else { self.status }, headers, body))
+    }
+
+    fn tagged<B>(&self, mut response: Response<B>) -> Response<B> {
+        if let Some(tags) = &self.tags {
+            response.extensions_mut().insert(Tagged(Arc::clone(tags)));
+        }
+        response
     }
 
     /// The answer to a client that asks for a part. `None` if the origin has to answer.
@@ -192,6 +199,11 @@ impl Page {
         }
         headers
     }
+}
+
+/// What fields count towards the bytes stored.
+pub(super) fn weight_of(fields: &HeaderMap) -> u64 {
+    fields.iter().map(|(name, value)| (name.as_str().len() + value.len() + 32) as u64).sum()
 }
 
 pub(super) fn with_head<R>(

@@ -14,6 +14,7 @@ use crate::cache::{Arrival, Destination, Mark, Storing};
 use crate::http::vary::VarySpec;
 use crate::http::verdict::{Lifetime as VerdictLife, Share, Verdict};
 use crate::policy::{Freshness, Lifetime};
+use crate::sync::Mutex;
 
 impl<R, X> Lander<R, X>
 where
@@ -27,12 +28,21 @@ where
         Keep::new(&self.guard, move |end| {
             if !matches!(end, End::Complete) {
                 guard.drop_page(&page, replaced);
+            } else if page.recording.trailer_weight() > 0 {
+                guard.reweigh(&page);
             }
         })
     }
 
-    /// A page that is stored once its body is complete, unless something newer is there.
-    pub(super) fn keep_complete(&self, page: &Arc<Page>, verdict: &Verdict) -> Keep {
+    /// A page that is stored once its body is complete, unless something newer is there. `is_stored` is told so, and
+    /// locked meanwhile.
+    pub(super) fn keep_complete(
+        &self,
+        page: &Arc<Page>,
+        verdict: &Verdict,
+        is_stored: &Arc<Mutex<bool>>,
+    ) -> Keep {
+        let is_stored = Arc::clone(is_stored);
         let guard = Arc::clone(&self.guard);
         let places = self.places(page, verdict);
         let (page, base) = (Arc::clone(page), Arc::clone(&self.address.base));
@@ -46,6 +56,8 @@ where
             if is_past(&base) || is_past(&page.key) {
                 return;
             }
+            let mut is_stored = is_stored.lock();
+            *is_stored = true;
             for (key, value, mut storing) in places {
                 if let Reply::Page(page, _) = &value {
                     storing.life = aged(storing.life, page.time_since_head(guard.shelf().timeline.now()));
@@ -66,15 +78,34 @@ where
     /// The same, and for a while nobody waits to find that out again. What serves each client for which the origin
     /// says that it still holds stays: it lets nobody wait either.
     pub(super) fn private(&self) -> PageArrival {
+        match self.marker() {
+            Some(storing) => {
+                Arrival { value: Reply::Private, bound_for: Destination::Shelf(Box::new(storing)) }
+            }
+            None => self.apart(),
+        }
+    }
+
+    /// How the marker is kept that says so, if there is to be one.
+    fn marker(&self) -> Option<Storing> {
         let there = self.guard.shelf().find(&self.address.key);
         let is_checked = there.is_some_and(|entry| {
             matches!(entry.value, Reply::Checked(_)) && self.guard.shelf().judge(&entry) == Freshness::Fresh
         });
-        if is_checked {
-            return self.apart();
+        (!is_checked).then(|| self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None))
+    }
+
+    /// What those who wait get who have waited for a body long enough. The marker does not take the place of the page,
+    /// should its body have ended by now.
+    pub(super) fn waited(&self, page: Arc<Page>, is_stored: &Mutex<bool>) -> PageArrival {
+        let is_stored = is_stored.lock();
+        if *is_stored {
+            return self.for_waiters(page);
         }
-        let storing = self.storing(Lifetime::fresh_for(HIT_FOR_MISS), None);
-        Arrival { value: Reply::Private, bound_for: Destination::Shelf(Box::new(storing)) }
+        if let Some(storing) = self.marker() {
+            self.guard.shelf().put(Arc::clone(&self.address.key), Reply::Private, &storing);
+        }
+        self.apart()
     }
 
     /// Where a page goes whose body is there, or is read by all as it comes.
@@ -89,8 +120,9 @@ where
             return self.private();
         }
         // What is not kept voids what was, unless it is a client that does not want it kept: that takes nothing from
-        // the others.
-        if is_shared && verdict.store.is_none() && !self.facts.no_store {
+        // the others. Nor does a failure.
+        let is_failure = page.status.is_server_error();
+        if is_shared && verdict.store.is_none() && !self.facts.no_store && !is_failure {
             self.guard.shelf().remove(&page.key);
         }
         let places = self.places(&page, verdict);
@@ -139,7 +171,7 @@ where
         if !page.spec.is_empty() {
             let (signpost, place) = self.signpost(&page.spec, verdict);
             if is_kept {
-                self.guard.admit(&signpost, &page.key);
+                self.guard.admit(&self.address.base, &signpost, &page.key);
             }
             places.extend(place);
         }

@@ -3,7 +3,7 @@
 //! One task writes frames; each reader keeps its place. A recording ends complete, or failed, or *elsewhere*: it
 //! grew past its limit and the rest belongs to the one client whose request it was.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -11,8 +11,10 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tower::BoxError;
 
+use super::budget::Room;
+use super::page::weight_of;
 use crate::http::headers::strip_personal;
-use crate::sync::{Mutex, OnceLock};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, OnceLock, Ordering};
 
 /// Why a body ended early, for all who read it. Its [`source`](std::error::Error::source) is what the handler's body
 /// said, if it said anything.
@@ -82,6 +84,8 @@ struct Growing {
     free: Vec<usize>,
     /// Who writes, to be told when nobody reads any more.
     writer: Option<Waker>,
+    /// What it holds of what all bodies that are not stored may hold.
+    room: Option<Room>,
     /// Who waits for the end, and is no reason for it to come.
     #[cfg(feature = "redis")]
     watcher: Option<Waker>,
@@ -94,6 +98,10 @@ pub(super) struct Recording {
     growing: Mutex<Growing>,
     /// The length it will have, where the head or the body told.
     expected: Option<u64>,
+    /// How many pages have it: a store may count its bytes as long as there is one.
+    pages: AtomicUsize,
+    /// What its trailers weigh, known before it ends.
+    trailers: AtomicU64,
 }
 
 /// What comes next for a reader.
@@ -108,7 +116,14 @@ pub(super) enum Next {
 
 impl Recording {
     pub(super) fn new(expected: Option<u64>) -> Arc<Self> {
-        Arc::new(Self { whole: OnceLock::new(), growing: Mutex::new(Growing::default()), expected })
+        let growing = Mutex::new(Growing::default());
+        let (pages, trailers) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Arc::new(Self { whole: OnceLock::new(), growing, expected, pages, trailers })
+    }
+
+    /// Makes it hold this room, which grows with it.
+    pub(super) fn in_room(&self, room: Room) {
+        self.growing.lock().room = Some(room);
     }
 
     /// A body that is all there.
@@ -116,6 +131,7 @@ impl Recording {
     pub(super) fn complete(body: Bytes, trailers: Option<HeaderMap>) -> Arc<Self> {
         let recording = Self::new(None);
         recording.push(body);
+        recording.weigh_trailers(trailers.as_ref());
         recording.finish(End::Complete, trailers);
         recording
     }
@@ -199,6 +215,47 @@ impl Recording {
         matches!(self.end(), None | Some(End::Complete))
     }
 
+    /// Takes note of the trailers that it is about to end with.
+    pub(super) fn weigh_trailers(&self, trailers: Option<&HeaderMap>) {
+        self.trailers.store(trailers.map_or(0, weight_of), Ordering::Release);
+    }
+
+    /// What its trailers count towards the bytes stored.
+    pub(super) fn trailer_weight(&self) -> u64 {
+        self.trailers.load(Ordering::Acquire)
+    }
+
+    /// Keeps it from being given up meanwhile. `None` if a new reader would not get the body from here.
+    pub(super) fn hold(self: &Arc<Self>) -> Option<Hold> {
+        if self.whole.get().is_some() {
+            return Some(Hold::Whole);
+        }
+        let mut growing = self.growing.lock();
+        if matches!(growing.end, Some(End::Failed(_) | End::Elsewhere(_))) {
+            return None;
+        }
+        let number = growing.attach();
+        drop(growing);
+        Some(Hold::Growing(Reader::at(self, Some(number))))
+    }
+
+    /// Ends it for want of readers. False if there are some after all: then `writer` is woken when the last one goes.
+    pub(super) fn give_up(&self, writer: &Waker) -> bool {
+        if self.has_readers(writer) {
+            return false;
+        }
+        let mut growing = self.growing.lock();
+        if growing.reading() > 0 {
+            drop(growing);
+            return self.give_up(writer);
+        }
+        growing.end.get_or_insert(End::Failed(BrokenBody::unexplained()));
+        let herd = growing.waiting();
+        drop(growing);
+        wake(herd);
+        true
+    }
+
     /// Whether somebody reads. If so, `writer` is woken when the last reader goes.
     pub(super) fn has_readers(&self, writer: &Waker) -> bool {
         let mut growing = self.growing.lock();
@@ -209,16 +266,20 @@ impl Recording {
         reading
     }
 
-    pub(super) fn push(&self, frame: Bytes) {
+    /// Adds a frame. False if it is more than there is room for.
+    pub(super) fn push(&self, frame: Bytes) -> bool {
         if frame.is_empty() {
-            return;
+            return true;
         }
         let mut growing = self.growing.lock();
         growing.length += frame.len() as u64;
         growing.frames.push(frame);
+        let length = growing.length;
+        let fits = growing.room.as_mut().is_none_or(|room| room.grow_to(length));
         let herd = growing.waiting();
         drop(growing);
         wake(herd);
+        fits
     }
 
     /// Ends the recording, unless it has ended. Only its writer does.
@@ -232,6 +293,9 @@ impl Recording {
             let frames = std::mem::take(&mut growing.frames);
             let frames = joined.map_or(frames, |joined| vec![joined]);
             let _ = self.whole.set(Whole { frames, trailers, length: growing.length });
+            if self.pages.load(Ordering::Acquire) > 0 {
+                growing.release();
+            }
         }
         growing.end = Some(end);
         let herd = growing.waiting();
@@ -290,6 +354,20 @@ impl Whole {
 }
 
 impl Growing {
+    /// The number of one reader more.
+    fn attach(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.readers.push(None);
+            self.readers.len() - 1
+        })
+    }
+
+    fn release(&mut self) {
+        if let Some(room) = &mut self.room {
+            room.release();
+        }
+    }
+
     fn reading(&self) -> usize {
         self.readers.len() - self.free.len()
     }
@@ -323,6 +401,47 @@ impl Place {
     }
 }
 
+/// What keeps a recording from being given up.
+#[derive(Debug)]
+pub(super) enum Hold {
+    /// It is complete.
+    Whole,
+    Growing(Reader),
+}
+
+/// A recording, as a page has it.
+#[derive(Debug)]
+pub(super) struct Recorded(Arc<Recording>);
+
+impl Recorded {
+    pub(super) fn new(recording: &Arc<Recording>) -> Self {
+        recording.pages.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(recording))
+    }
+}
+
+impl Deref for Recorded {
+    type Target = Arc<Recording>;
+
+    fn deref(&self) -> &Arc<Recording> {
+        &self.0
+    }
+}
+
+impl Drop for Recorded {
+    /// A body that no store counts any more counts again among those that are under way, until nobody reads it.
+    fn drop(&mut self) {
+        let was_last = self.0.pages.fetch_sub(1, Ordering::AcqRel) == 1;
+        if was_last && Arc::strong_count(&self.0) > 1 {
+            let mut growing = self.0.growing.lock();
+            let Growing { length, end: Some(End::Complete), room: Some(room), .. } = &mut *growing else {
+                return;
+            };
+            room.hold(*length);
+        }
+    }
+}
+
 /// One who reads a recording, or waits for its end. It goes on for as long as there is one.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -336,17 +455,18 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(recording: &Arc<Recording>) -> Self {
-        let number = if recording.whole.get().is_some() {
-            None
-        } else {
-            let mut growing = recording.growing.lock();
-            let number = growing.free.pop().unwrap_or_else(|| {
-                growing.readers.push(None);
-                growing.readers.len() - 1
-            });
-            Some(number)
-        };
+        let is_whole = recording.whole.get().is_some();
+        let number = (!is_whole).then(|| recording.growing.lock().attach());
+        Self::at(recording, number)
+    }
+
+    fn at(recording: &Arc<Recording>, number: Option<usize>) -> Self {
         Self { recording: Arc::clone(recording), place: Place::default(), number, owns: false }
+    }
+
+    /// Whether the recording has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.recording.end().is_some()
     }
 
     /// The reader of the client whose request it was: it gets the trailers as they came.

@@ -300,18 +300,20 @@ impl<S> GuardService<S> {
                     return self.unshared(class, parts, body, asking, entry);
                 }
                 Reply::Checked(_) => fallback = Some(entry),
-                Reply::Page(page, _) if page.recording.is_sound() => {
-                    match self.serve(class, &parts, entry, &asking) {
-                        Served::Answer(response, due) => {
-                            if let Some(stale) = due {
-                                self.refresh(class, parts, body, &asking, stale);
+                Reply::Page(page, _) => {
+                    if let Some(_held) = page.recording.hold() {
+                        match self.serve(class, &parts, entry, &asking) {
+                            Served::Answer(response, due) => {
+                                if let Some(stale) = due {
+                                    self.refresh(class, parts, body, &asking, stale);
+                                }
+                                return ResponseFuture::ready(response);
                             }
-                            return ResponseFuture::ready(response);
+                            Served::Asks(entry) => fallback = entry,
                         }
-                        Served::Asks(entry) => fallback = entry,
                     }
                 }
-                _ => {}
+                Reply::Private | Reply::Varies(_) => {}
             }
         }
         if only_if_cached {

@@ -17,7 +17,7 @@ use super::guard::{Guarded, HIT_FOR_MISS, OnWaitTimeout, SIGNPOST_TTL};
 use super::load::{Failure, Landing, PageArrival, PageLoad, asked};
 use super::page::{Page, PageKey, Reply};
 use super::places::aged;
-use super::recording::{End, Recording};
+use super::recording::{End, Recorded, Recording};
 use super::tier::{Tiered, group_of, group_of_mark, mark_of_group, name_of};
 use crate::cache::{Arrival, Born, Destination, Entry, Mark, Stamp, Storing, capped, rest_of};
 use crate::coordinate::{Ask, Group, Lease, LeaseOfLoad, Publication, Published, SharedValue, Token, Turn};
@@ -27,7 +27,7 @@ use crate::http::headers::strip_personal;
 use crate::http::key::{MethodClass, without_generation};
 use crate::http::origin::target;
 use crate::http::vary::{Vary, VarySpec};
-use crate::http::verdict::is_anyones;
+use crate::http::verdict::{RequestFacts, is_anyones};
 use crate::http::wire::Stored;
 use crate::policy::Lifetime;
 use crate::sync::{self, OnceLock};
@@ -279,10 +279,12 @@ impl Errand {
             return (value, Read::Nothing);
         }
         let life = rest_of(&value);
+        let recording = Recording::complete(stored.body, stored.trailers);
+        recording.in_room(self.guard.shared.budget.open());
         let page = Page {
             status: stored.status,
             headers: stored.headers,
-            recording: Recording::complete(stored.body, stored.trailers),
+            recording: Recorded::new(&recording),
             received: self.guard.shelf().timeline.now(),
             age: stored.age + value.age,
             revalidate: stored.revalidate,
@@ -331,7 +333,7 @@ impl Errand {
         let mut places = Vec::new();
         if !page.spec.is_empty() {
             let (signpost, is_new) = self.guard.signpost(&self.address.base, &page.spec);
-            self.guard.admit(&signpost, &page.key);
+            self.guard.admit(&self.address.base, &signpost, &page.key);
             if is_new || self.names_all(&page) {
                 let storing = Storing::new(Lifetime::fresh_for(SIGNPOST_TTL), Duration::ZERO, self.born);
                 places.push((Arc::clone(&self.address.base), Reply::Varies(signpost), storing));
@@ -402,7 +404,7 @@ impl Errand {
 
     /// What is served in place of a run that failed, and for a while in place of the next one.
     fn stand_in(&self, stale: Entry<Reply>) -> Option<PageArrival> {
-        if !self.guard.may_serve_stale(&stale) {
+        if !self.guard.may_stand_in(RequestFacts::default(), &stale) {
             return None;
         }
         let age = stale.age(self.guard.shelf().timeline.now());

@@ -254,9 +254,12 @@ where
 
 impl<S, B, R, X> Wait<S, B, R, X> {
     fn turn(self, waited: Waited<S, B, R, X>) -> Turn<S, B, R, X> {
-        let Self { waiting, joins_only, .. } = self;
+        let Self { waiting, joins_only, run } = self;
         match waited {
-            Waited::Own(own) => Turn::Answer(waiting.own(own)),
+            Waited::Own(own) => Turn::Answer(waiting.own(own).map(|mut response| {
+                response.body_mut().hold(|| run.into_seat());
+                response
+            })),
             Waited::Landed(landed) => waiting.turn(landed, joins_only),
             Waited::TooLong(load) => waiting.too_long(load),
         }
@@ -290,24 +293,31 @@ impl Waiting {
     /// After `wait_timeout`.
     fn too_long<S, B, R, X>(self, load: Option<PageLoad<S, B, R, X>>) -> Turn<S, B, R, X> {
         let passes = self.guard.settings.on_wait_timeout == OnWaitTimeout::PassThrough;
-        match (self.stale(), load) {
+        match (self.stale(Some(Role::Follower)), load) {
             (Some(response), _) => Turn::Answer(Ok(response)),
             (None, Some(load)) if passes => Turn::Alone(self.back(load).alone()),
             (None, _) => Turn::Answer(Ok(self.refused(Refusal::TooSlow))),
         }
     }
 
-    fn stale_or<R>(&self, why: Refusal) -> Response<GuardBody<R>> {
-        self.stale().unwrap_or_else(|| self.refused(why))
+    fn stale_or<R>(&self, forwarded: Option<Role>, why: Refusal) -> Response<GuardBody<R>> {
+        self.stale(forwarded).unwrap_or_else(|| self.refused(why))
     }
 
-    fn stale<R>(&self) -> Option<Response<GuardBody<R>>> {
+    /// What is stored, in place of an answer. `forwarded` tells as what the request went to the handler, if it did.
+    fn stale<R>(&self, forwarded: Option<Role>) -> Option<Response<GuardBody<R>>> {
         let Self { guard, fallback, .. } = self;
-        let entry = fallback.as_ref().filter(|entry| guard.may_serve_stale(entry))?;
+        let entry = fallback.as_ref().filter(|entry| guard.may_stand_in(self.facts, entry))?;
         let page = entry.value.page()?;
         guard.count_stale(entry);
         let mut response = page.respond(self.address.class, &self.conditionals, guard.shelf().timeline.now());
-        guard.tell(response.headers_mut(), || CacheStatus::hit(guard.ttl(entry)));
+        guard.tell(response.headers_mut(), || {
+            let hit = CacheStatus::hit(guard.ttl(entry));
+            match forwarded {
+                None => hit,
+                Some(role) => hit.after(Forward::Stale, role == Role::Follower),
+            }
+        });
         Some(response)
     }
 
@@ -339,7 +349,7 @@ impl Waiting {
             (Ok(PageArrival { value: Reply::Page(page, _reader), bound_for }), None) => {
                 Turn::Answer(Ok(self.answer(&page, from_tier(&bound_for))))
             }
-            (Ok(_), None) => Turn::Answer(Ok(self.stale_or(Refusal::Failed))),
+            (Ok(_), None) => Turn::Answer(Ok(self.stale_or(Some(landed.role), Refusal::Failed))),
             (Err(error), load) => self.failed(error, landed.role, load, joined_only),
         }
     }
@@ -354,6 +364,8 @@ impl Waiting {
         if let LoadError::Overloaded(cap) = &error {
             count_shed(*cap);
         }
+        let is_forwarded = !matches!(error, LoadError::Overloaded(_) | LoadError::Cancelled);
+        let forwarded = is_forwarded.then_some(role);
         let why = match (error, load) {
             // There was no GET to join.
             (LoadError::Cancelled, Some(load)) if joined_only => return Turn::Again(self.back(load)),
@@ -378,7 +390,7 @@ impl Waiting {
             (LoadError::Overloaded(_), _) => Refusal::Busy,
             _ => Refusal::Gone,
         };
-        Turn::Answer(Ok(self.stale_or(why)))
+        Turn::Answer(Ok(self.stale_or(forwarded, why)))
     }
 
     /// The answer with what another request's run brought, in this instance or, if `from` tells how, in another.

@@ -26,7 +26,7 @@ where
     /// its length or the time it takes, what is an error by its end.
     pub(in crate::layer) async fn share_call(mut self, response: Response<R>) -> Landing {
         let (mut head, body) = response.into_parts();
-        let tags = self.guard.take_tags(&mut head.headers);
+        let tags = self.guard.take_tags(&mut head.headers, &mut head.extensions);
         let settings = &self.guard.settings;
         let verdict =
             verdict::judge(self.facts, head.status, &head.headers, &settings.policy, SystemTime::now());
@@ -42,14 +42,14 @@ where
         strip_hop_by_hop(&mut headers);
         let recording = Recording::new(None);
         let page = self.page_of(head.status, headers, &recording, &verdict, tags);
-        let (room, page) = match self.place_of(page, is_shared, None, &verdict) {
-            Ok(place) => place,
+        let page = match self.place_of(page, is_shared, None, &verdict) {
+            Ok(page) => page,
             Err(elsewhere) => {
                 self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
                 return Ok(elsewhere);
             }
         };
-        self.record(Stream { head, body, room, is_known: false, recording, page, verdict }).await
+        self.record(Stream { head, body, is_known: false, recording, page, verdict }).await
     }
 
     /// Where a reply goes whose body is complete.

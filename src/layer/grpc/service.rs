@@ -17,6 +17,7 @@ use crate::http::conditional::Conditionals;
 use crate::http::eligible::Present;
 use crate::http::grpc::{is_grpc, metadata, takes_part, timeout};
 use crate::http::key::{Lines, MethodClass};
+use crate::http::verdict::RequestFacts;
 use crate::http::writer::MAX_KEY_BYTES;
 use crate::layer::body::GuardBody;
 use crate::layer::bounds::{Inner, ResponseBody};
@@ -129,7 +130,7 @@ where
 
 /// The answer to a caller that waits no longer.
 fn too_late<R>(guard: &Guarded, fallback: Option<Entry<Reply>>) -> Response<GuardBody<R>> {
-    if let Some(entry) = fallback.filter(|entry| guard.may_serve_stale(entry))
+    if let Some(entry) = fallback.filter(|entry| guard.may_stand_in(RequestFacts::default(), entry))
         && let Some(page) = entry.value.page()
     {
         guard.count_stale(&entry);
