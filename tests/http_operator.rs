@@ -5,6 +5,9 @@
 #[path = "security/site.rs"]
 mod site;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Uri};
@@ -190,6 +193,32 @@ async fn a_tag_voids_what_carries_it_and_no_client_sees_it() {
         site.ask(get(page)).await;
     }
     assert_eq!(site.runs(), runs + 3);
+}
+
+#[tokio::test]
+async fn a_tag_voids_what_guards_at_two_depths_have_made_of_it() {
+    for is_derived in [false, true] {
+        let guard = StampedeGuard::builder().ttl(secs(100)).tag_header("cache-tag").build().unwrap();
+        let inner = if is_derived { guard.derive().ttl(secs(50)).build().unwrap() } else { guard.clone() };
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&runs);
+        let handler = move || async move {
+            ([("cache-tag", "shoes")], counted.fetch_add(1, Ordering::SeqCst).to_string())
+        };
+        let inside = Router::new().route("/page", on_get(handler)).layer(inner);
+        let app = Router::new().nest("/shop", inside).layer(guard.clone());
+        let ask = || async {
+            let response = app.clone().oneshot(get("/shop/page")).await.unwrap();
+            assert!(!response.headers().contains_key("cache-tag"));
+            site::read(response).await.body
+        };
+        for run in ["0", "0", "1", "1"] {
+            if run == "1" && runs.load(Ordering::SeqCst) == 1 {
+                guard.invalidate_tag("shoes");
+            }
+            assert_eq!(ask().await, run, "derived: {is_derived}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -483,4 +512,42 @@ async fn clients_that_reload_share_one_run() {
     assert_eq!(got[0].header("cache-status"), Some("shop; fwd=request; fwd-status=200; ttl=60; stored"));
     assert!(all(others).await.iter().all(|got| got.body == "2"));
     until(|| site.runs() == 2).await;
+}
+
+/// Who asks for a newer page than the fresh one learns that there is none; what is stored stays.
+#[tokio::test]
+async fn section_5_2_1_4_no_cache_is_not_answered_with_the_old_page_when_the_handler_fails() {
+    let site = Site::new(
+        |builder| shared_cache(builder).honor_client_directives(true).stale_if_error(secs(60)),
+        |call: Call| async move {
+            if call.run == 2 { answer(500, &[], "2") } else { answer(200, &[MINUTE], call.run.to_string()) }
+        },
+    );
+    site.ask(get("/")).await;
+    let got = site.ask(with(get("/"), "cache-control", "no-cache")).await;
+    assert_eq!((got.status.as_u16(), got.body.as_str()), (500, "2"));
+    assert_eq!(site.ask(get("/")).await.body, "1");
+}
+
+/// RFC 9211 section 2.1: a hit is what was not forwarded.
+#[tokio::test]
+async fn a_stale_answer_after_a_failure_is_no_hit() {
+    let site = Site::new(
+        |builder| shared_cache(builder).cache_status("shop"),
+        |call: Call| async move {
+            if call.run > 1 {
+                call.gate().await;
+            }
+            let lasts = [("cache-control", "max-age=5, stale-if-error=60")];
+            answer(if call.run > 1 { 500 } else { 200 }, &lasts, "")
+        },
+    );
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    let mut asked = vec![site.lead(get("/")).await];
+    asked.extend(site.follow([get("/")]).await);
+    site.open(1);
+    let got = all(asked).await;
+    let told: Vec<_> = got.iter().map(|got| got.header("cache-status").unwrap()).collect();
+    assert_eq!(told, ["shop; fwd=stale; ttl=-1", "shop; fwd=stale; ttl=-1; collapsed"]);
 }

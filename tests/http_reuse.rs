@@ -516,3 +516,22 @@ async fn a_range_that_cannot_be_had_says_nothing_of_the_page() {
         assert_eq!(got.header(name), None, "{name}");
     }
 }
+
+#[tokio::test]
+async fn section_5_1_what_is_shared_and_not_stored_has_its_age_too() {
+    let gated = |directives: &'static str| {
+        move |call: Call| async move {
+            call.gate().await;
+            answer(200, &[("cache-control", directives), ("age", "50")], "")
+        }
+    };
+    // A client that wants nothing stored leads; or nobody said that it may be.
+    for (lead, directives) in [("no-store", "max-age=60"), ("max-age=0", "x")] {
+        let site = Site::new(|builder| builder.coalesce_only().key_headers([]), gated(directives));
+        let leader = site.lead(with(get("/"), "cache-control", lead)).await;
+        let mut followers = site.follow([get("/")]).await;
+        site.open(1);
+        let (own, got) = (leader.await.unwrap(), followers.remove(0).await.unwrap());
+        assert_eq!((own.header("age"), got.header("age")), (Some("50"), Some("50")), "{directives}");
+    }
+}

@@ -518,3 +518,23 @@ async fn an_answer_that_is_no_304_is_not_taken_for_one() {
     until(|| site.runs() == 1).await;
     assert!(!site.last_seen().headers.contains_key("if-none-match"), "nothing is stored to ask about");
 }
+
+/// RFC 9110 section 13.1.3: without a date of its last change there is nothing to compare with. RFC 9111 section 4.3.2 has
+/// `Date` stand in for what is stored alone.
+#[tokio::test]
+async fn section_4_3_2_the_date_of_what_is_not_stored_answers_no_condition() {
+    let now = httpdate::fmt_http_date(std::time::SystemTime::now());
+    for (directive, later) in [("no-store", 200), ("private", 200), ("max-age=60", 304)] {
+        let date = now.clone();
+        let site = Site::new(
+            |builder| builder,
+            move |_| {
+                let date = date.clone();
+                async move { answer(200, &[("cache-control", directive), ("date", &date)], "whole") }
+            },
+        );
+        let since = || with(get("/"), "if-modified-since", &now);
+        assert_eq!(site.ask(since()).await.status.as_u16(), 200, "{directive}");
+        assert_eq!(site.ask(since()).await.status.as_u16(), later, "{directive}");
+    }
+}

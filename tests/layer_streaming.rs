@@ -926,3 +926,104 @@ async fn bodies_under_way_hold_no_more_together_than_the_store() {
     served(stage.get("/four")).await;
     stage.origin.rests().await;
 }
+
+#[tokio::test]
+async fn clients_that_read_nothing_make_the_guard_hold_no_more_than_that() {
+    const BODY: usize = 1_000;
+    for is_known in [true, false] {
+        for is_stored in [true, false] {
+            let builder = StampedeGuard::builder().max_stored_bytes(20 * BODY as u64);
+            let builder =
+                if is_stored { builder.ttl(Duration::from_secs(60)) } else { builder.coalesce_only() };
+            let mut stage = Stage::new(builder.build().unwrap());
+            let bytes = Gauge::default();
+            let mut bodies = Vec::new();
+            for page in 0..500 {
+                let leader = stage.get(&format!("/{page}"));
+                let (pipe, body) = piped(is_known.then_some(BODY as u64));
+                stage.origin.run().await.begin(&[], body.counted(&bytes));
+                bodies.push(served(leader).await.into_body());
+                pipe.send(data(bytes.bytes(BODY))).unwrap();
+                drop(pipe);
+                stage.origin.rests().await;
+            }
+            // What the others wrote is with their own clients: it lies in their pipes.
+            let held = bodies.iter().filter(|body| format!("{body:?}").contains("shared")).count();
+            assert!(held < 100, "{held} bodies of {is_known} length, stored: {is_stored}");
+            for body in &mut bodies {
+                assert_eq!(next(body).await.unwrap().unwrap().len(), BODY);
+                assert!(next(body).await.is_none());
+            }
+            drop(bodies);
+            // It has all been given back.
+            let (pipe, body) = begun(&mut stage, "/last", Some(BODY as u64)).await;
+            assert_eq!(format!("{body:?}"), "GuardBody(\"shared\")");
+            drop(pipe);
+        }
+    }
+}
+
+/// There are 64 places for runs that nobody waits for.
+#[tokio::test]
+async fn clients_that_read_a_body_wait_for_it_and_take_no_place_of_those_that_went() {
+    const PAGES: usize = 200;
+    let minute = Duration::from_secs(60);
+    let mut stage = Stage::new(StampedeGuard::builder().ttl(minute).max_body_wait(minute).build().unwrap());
+    let mut under_way = Vec::new();
+    for page in 0..PAGES {
+        let leader = stage.get(&format!("/{page}"));
+        let (pipe, body) = piped(None);
+        stage.origin.run().await.begin(&[], body);
+        under_way.push((pipe, served(leader).await.into_body()));
+    }
+    assert_eq!((stage.stats().in_flight, stage.stats().flights.abandoned), (PAGES, 0));
+    let mut followers = Vec::new();
+    for page in 0..PAGES {
+        followers.extend(stage.followers(&format!("/{page}"), 1).await);
+    }
+    for (pipe, _) in &under_way {
+        pipe.send(data("page")).unwrap();
+    }
+    let (pipes, bodies): (Vec<_>, Vec<_>) = under_way.into_iter().unzip();
+    drop(pipes);
+    for follower in followers {
+        assert_eq!(text(served(follower).await).await, "page");
+    }
+    drop(bodies);
+    for page in 0..PAGES {
+        assert_eq!(text(served(stage.get(&format!("/{page}"))).await).await, "page");
+    }
+    stage.origin.rests().await;
+}
+
+/// A marker of a body that took too long does not take the place of the page that it came to at that moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_ends_as_the_wait_for_it_does_is_stored() {
+    const WAIT: Duration = Duration::from_millis(3);
+    let guard = StampedeGuard::builder().ttl(Duration::from_secs(60)).max_body_wait(WAIT).build().unwrap();
+    let handler = || async {
+        let pieces = stream::unfold(0, |sent| async move {
+            if sent == 1 {
+                tokio::time::sleep(WAIT).await;
+            }
+            (sent < 2).then_some((Ok::<_, std::io::Error>("piece"), sent + 1))
+        });
+        AxumBody::from_stream(pieces)
+    };
+    let app = Router::new().route("/{page}", route(handler)).layer(guard);
+    for batch in 0..40 {
+        let pages = (0..20).map(|page| {
+            let app = app.clone();
+            tokio::spawn(async move {
+                let uri = format!("/{}", batch * 20 + page);
+                let own = scripted::ask(&app, get(&uri)).await.unwrap();
+                assert_eq!(own.into_body().collect().await.unwrap().to_bytes(), "piecepiece");
+                tokio::time::sleep(4 * WAIT).await;
+                scripted::ask(&app, get(&uri)).await.unwrap().headers().contains_key("age")
+            })
+        });
+        for page in pages.collect::<Vec<_>>() {
+            assert!(soon(page).await.unwrap(), "a page is not stored");
+        }
+    }
+}

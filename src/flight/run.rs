@@ -3,6 +3,8 @@
 use std::borrow::Borrow;
 use std::marker::PhantomData;
 use std::pin::Pin;
+#[cfg(feature = "layer")]
+use std::sync::Weak;
 use std::task::{Context, Poll};
 
 use super::bounds::{Fault, Key, Value};
@@ -111,7 +113,11 @@ where
     #[cfg(feature = "layer")]
     pub(crate) fn into_seat(mut self) -> Option<Seat<K, V, E, H>> {
         let flight = self.seat.take()?;
-        Some(Seat { flights: Arc::clone(self.flights.borrow()), flight, slot: self.slot })
+        Some(Seat {
+            flights: Arc::clone(self.flights.borrow()),
+            flight: Arc::downgrade(&flight),
+            slot: self.slot,
+        })
     }
 
     #[cfg(feature = "layer")]
@@ -220,14 +226,17 @@ where
 #[cfg(feature = "layer")]
 pub(crate) struct Seat<K, V, E, H: Settle<K, V, E>> {
     flights: Arc<Flights<K, V, E, H>>,
-    flight: Arc<Flight<K, V, E>>,
+    /// Once it has landed it is for those who still want what it brought.
+    flight: Weak<Flight<K, V, E>>,
     slot: u32,
 }
 
 #[cfg(feature = "layer")]
 impl<K, V, E, H: Settle<K, V, E>> Drop for Seat<K, V, E, H> {
     fn drop(&mut self) {
-        self.flights.leave(&self.flight, self.slot);
+        if let Some(flight) = self.flight.upgrade() {
+            self.flights.leave(&flight, self.slot);
+        }
     }
 }
 

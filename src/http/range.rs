@@ -157,6 +157,19 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_of_all_of_the_content_is_not_that_of_a_part() {
+        let names = ["content-digest", "content-md5", "repr-digest", "digest", "etag"];
+        for (share, left) in
+            [(Share::Part(0..2), &names[2..]), (Share::Nothing, &[][..]), (Share::Whole, &names)]
+        {
+            let mut headers = map(&names.map(|name| (name, "x")));
+            reduce(&share, 10, &mut headers);
+            let there: Vec<_> = names.into_iter().filter(|name| headers.contains_key(*name)).collect();
+            assert_eq!(there, left, "{share:?}");
+        }
+    }
+
+    #[test]
     fn what_lies_beyond_the_end_cannot_be_had() {
         for range in ["bytes=10-", "bytes=10-11", "bytes=-0", "bytes=99999999999999999999999-"] {
             assert_eq!(of(range), Some(Share::Nothing), "{range}");

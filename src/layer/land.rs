@@ -175,7 +175,8 @@ where
         length: Option<u64>,
         verdict: &Verdict,
     ) -> Result<Arc<Page>, PageArrival> {
-        let length = length.unwrap_or(0);
+        // What is not known yet is something.
+        let length = length.unwrap_or(1);
         if !given || length > self.guard.max_body_bytes() {
             return Err(self.private());
         }

@@ -552,6 +552,41 @@ mod tests {
     }
 
     #[test]
+    fn a_recording_is_given_up_only_where_nobody_reads() {
+        let recording = Recording::new(Some(2));
+        let held = recording.hold().unwrap();
+        assert!(matches!(held, Hold::Growing(_)));
+        assert!(!recording.give_up(Waker::noop()) && recording.is_sound());
+        drop(held);
+        assert!(recording.give_up(Waker::noop()));
+        assert!(recording.hold().is_none(), "nobody begins to read what was given up");
+        recording.finish(End::Complete, None);
+        assert!(!recording.is_sound(), "it has ended");
+    }
+
+    #[test]
+    fn bytes_count_while_they_are_read_and_no_page_has_them() {
+        let budget = super::super::budget::Budget::new(10);
+        let is_full = || !budget.open().grow_to(6);
+        let recording = Recording::new(Some(6));
+        recording.in_room(budget.open());
+        let page = Recorded::new(&recording);
+        let reader = Reader::new(&recording);
+        assert!(recording.push(Bytes::from_static(b"sixfix")));
+        assert!(is_full(), "on its way");
+        recording.finish(End::Complete, None);
+        assert!(!is_full(), "a store counts it");
+        let confirmed = Recorded::new(&recording);
+        drop(page);
+        assert!(!is_full(), "another page has it");
+        drop(confirmed);
+        drop(recording);
+        assert!(is_full(), "it is read");
+        drop(reader);
+        assert!(!is_full());
+    }
+
+    #[test]
     fn a_part_is_cut_from_the_frames_it_touches() {
         let recording = Recording::new(None);
         let frame = |letter| Bytes::from(vec![letter; 5_000]);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::body::Body;
 use stampede_guard::StampedeGuard;
 
-use crate::site::{Call, Site, all, answer, frames, get, head, numbered, read, secs, until, with};
+use crate::site::{Call, Site, all, answer, data, frames, get, head, numbered, read, secs, until, with};
 
 #[tokio::test]
 async fn bytes_stored_stay_under_their_cap() {
@@ -298,4 +298,56 @@ async fn a_request_that_changes_its_key_waits_no_longer_in_all() {
     assert!(statuses.contains(&504) && statuses.contains(&200), "{statuses:?}");
     assert_eq!(leader.await.unwrap().status, 200);
     assert!(began.elapsed() < secs(19), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn trailers_count_towards_the_cap() {
+    const CAP: u64 = 64 * 1024;
+    for is_known in [true, false] {
+        let site = Site::new(
+            |builder| builder.max_stored_bytes(CAP),
+            move |_| async move {
+                let (sender, body) = frames(is_known.then_some(1));
+                tokio::spawn(async move {
+                    tokio::task::yield_now().await;
+                    let long = "t".repeat(4_000).parse().unwrap();
+                    let trailers = [("x-long".parse().unwrap(), long)].into_iter().collect();
+                    let _ = sender.send(data("x"));
+                    let _ = sender.send(Ok(http_body::Frame::trailers(trailers)));
+                });
+                answer(200, &[("cache-control", "max-age=60")], body)
+            },
+        );
+        for page in 0..100 {
+            site.ask(get(&format!("/{page}"))).await;
+        }
+        let stats = site.guard.stats();
+        assert!(stats.bytes <= CAP && stats.entries <= CAP / 4_000, "known length: {is_known}, {stats:?}");
+        assert!(stats.entries > 0, "{stats:?}");
+    }
+}
+
+/// The way to the variants of a URL holds their keys.
+#[tokio::test]
+async fn keys_of_variants_count_with_their_signpost() {
+    let site = Site::new(
+        |builder| builder,
+        |call: Call| async move {
+            let vary = if call.header("via").is_empty() { "referer" } else { "user-agent" };
+            answer(200, &[("cache-control", "max-age=60"), ("vary", vary)], "x")
+        },
+    );
+    let by = |agent: &str| {
+        let request = with(with(get("/"), "via", "x"), "referer", "r");
+        with(request, "user-agent", agent)
+    };
+    site.ask(with(get("/"), "referer", "another")).await;
+    site.ask(by("")).await;
+    let before = site.guard.stats();
+    for agent in 0..10 {
+        site.ask(by(&format!("{agent}{}", "u".repeat(6_000)))).await;
+    }
+    let stats = site.guard.stats();
+    let grown = stats.bytes - before.bytes;
+    assert!(grown > 2 * 10 * 6_000, "once with each page, once with the signpost: {grown}, {stats:?}");
 }
