@@ -538,3 +538,18 @@ async fn section_4_3_2_the_date_of_what_is_not_stored_answers_no_condition() {
         assert_eq!(site.ask(since()).await.status.as_u16(), later, "{directive}");
     }
 }
+
+/// What a 304 forbids in a field of its one connection, it forbids.
+#[tokio::test]
+async fn section_4_3_4_a_304_ends_sharing_in_a_field_that_connection_names() {
+    let site = confirming(
+        &[("cache-control", "max-age=5"), TAG],
+        &[("connection", "cache-control"), ("cache-control", "private"), TAG],
+    );
+    site.ask(get("/")).await;
+    site.clock.advance(secs(6));
+    for runs in 2..5 {
+        site.ask(get("/")).await;
+        assert_eq!(site.runs(), runs);
+    }
+}

@@ -385,7 +385,7 @@ fn weigh(key: &PageKey, reply: &Reply) -> u32 {
     let value = match reply {
         Reply::Page(page, _) | Reply::Checked(page) => page.weight(),
         Reply::Varies(signpost) => signpost.weight(),
-        Reply::Private => 0,
+        Reply::Private(_) => 0,
     };
     u32::try_from(value.saturating_add(OVERHEAD + key.len() as u64)).unwrap_or(u32::MAX)
 }

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use super::bounds::ResponseBody;
 use super::land::Lander;
 use super::load::PageArrival;
-use super::page::{Page, Reply};
+use super::page::{Because, Page, Reply};
 use super::recording::Recorded;
 use crate::cache::{Arrival, Destination, Entry, Mark};
 use crate::http::conditional::Conditionals;
@@ -30,6 +30,10 @@ where
         mut head: Head,
         tags: Option<Arc<[Mark]>>,
     ) -> PageArrival {
+        let now = SystemTime::now();
+        // What it forbids, it forbids in fields of this one connection, too.
+        let heard = validate::updated(&page.headers, &head.headers, now);
+        let verdict = verdict::judge(self.facts, page.status, &heard, &self.guard.settings.policy, now);
         strip_hop_by_hop(&mut head.headers);
         if !validate::agrees(&page.headers, &head.headers) {
             // It confirms what it was asked about and names something else: good for those who wait, no longer.
@@ -37,21 +41,19 @@ where
             let value = if let Some(Entry { value: Reply::Page(..), .. }) = &self.stale {
                 Reply::Page(Arc::clone(page), None)
             } else {
-                Reply::Private
+                Reply::Private(Because::Head)
             };
             let bound_for = Destination::WaitersOnly(self.receipt(page.tags.clone()));
             return Arrival { value, bound_for };
         }
-        let now = SystemTime::now();
         let headers = validate::updated(&page.headers, &head.headers, now);
-        let verdict = verdict::judge(self.facts, page.status, &headers, &self.guard.settings.policy, now);
         let tags = tags.or_else(|| page.tags.clone());
         let fresh = match self.page_of(page.status, headers, &page.recording, &verdict, tags) {
             Ok(fresh) => fresh,
             Err(spec) => {
                 self.tell_leader(Ok(page.respond(MethodClass::Get, &Conditionals::default(), self.now())));
                 let given = verdict.share == Share::Yes || verdict.check;
-                return if given { self.sends_on(&spec, &verdict) } else { self.private() };
+                return if given { self.sends_on(&spec, &verdict) } else { self.private(Because::Head) };
             }
         };
         let mut own = fresh.respond(MethodClass::Get, &Conditionals::default(), self.now());

@@ -20,7 +20,7 @@ use super::land::length;
 use super::page::PageKey;
 use crate::http::cache_status::Forward;
 use crate::http::origin::{Target, same_origin_targets, target};
-use crate::http::verdict::{self, RequestFacts, Share};
+use crate::http::verdict::{self, RequestFacts, Share, is_event_stream};
 
 type Flying<R, X> = Pin<Box<dyn Future<Output = Result<Response<GuardBody<R>>, X>> + Send>>;
 
@@ -135,14 +135,15 @@ pub(super) struct Lifts {
 }
 
 impl Lifts {
-    /// Only a length that fits shows that nobody would wait for the body in vain.
+    /// Only a length that fits shows that nobody would wait for the body in vain, if one has been waited for.
     fn after<R: Body>(self, guard: &Guarded, response: &Response<R>) {
         let settings = &guard.settings;
         let (status, headers) = (response.status(), response.headers());
         let verdict = verdict::judge(self.facts, status, headers, &settings.policy, SystemTime::now());
-        let fits = length(headers, response.body()).is_some_and(|length| length <= guard.max_body_bytes());
-        if verdict.share == Share::Yes && fits {
-            guard.lift(&self.key);
+        let length = length(headers, response.body());
+        let fits = length.is_none_or(|length| length <= guard.max_body_bytes());
+        if verdict.share == Share::Yes && fits && !is_event_stream(headers) {
+            guard.lift(&self.key, length.is_some());
         }
     }
 }

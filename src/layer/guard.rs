@@ -12,7 +12,7 @@ use http::{Extensions, HeaderMap, HeaderName};
 use super::body::GuardBody;
 use super::budget::Budget;
 use super::load::{Failure, PageArrival};
-use super::page::{Page, PageKey, Reply, Signpost};
+use super::page::{Because, Page, PageKey, Reply, Signpost};
 use super::refusal::Refusal;
 use super::stats::Counters;
 #[cfg(feature = "redis")]
@@ -410,10 +410,15 @@ impl Guarded {
         }
     }
 
-    /// Takes the marker under `key` away, if there is one.
-    pub(super) fn lift(&self, key: &PageKey) {
-        if let Some(Reply::Private | Reply::Checked(_)) = self.shelf().find(key).map(|entry| entry.value) {
-            self.shelf().remove(key);
+    /// Takes the marker under `key` away, if there is one that the head of a response shows to be wrong; with the length
+    /// of its body, whatever the marker is there for.
+    pub(super) fn lift(&self, key: &PageKey, tells_length: bool) {
+        match self.shelf().find(key).map(|entry| entry.value) {
+            Some(Reply::Private(because)) if tells_length || because == Because::Head => {
+                self.shelf().remove(key);
+            }
+            Some(Reply::Checked(_)) if tells_length => self.shelf().remove(key),
+            _ => {}
         }
     }
 

@@ -16,7 +16,7 @@ use super::bounds::ResponseBody;
 use super::fill::Fill;
 use super::guard::Guarded;
 use super::load::{Failure, Landing, Own, PageArrival};
-use super::page::{Page, Reply, respond_to_leader};
+use super::page::{Because, Page, Reply, respond_to_leader};
 use super::recording::{End, Outgrown, Reader, Recorded, Recording};
 #[cfg(feature = "redis")]
 use super::shared::ForAll;
@@ -160,7 +160,7 @@ where
             // Nobody reads it: what a HEAD brings answers HEADs.
             self.tell_leader(Ok(Response::from_parts(head, GuardBody::own(body))));
             let is_shared = verdict.share == Share::Yes;
-            return Ok(if is_shared { self.for_waiters(page) } else { self.private() });
+            return Ok(if is_shared { self.for_waiters(page) } else { self.private(Because::Head) });
         }
         let stream = Stream { head, body, is_known: length.is_some(), recording, page, verdict };
         self.record(stream).await
@@ -177,8 +177,11 @@ where
     ) -> Result<Arc<Page>, PageArrival> {
         // What is not known yet is something.
         let length = length.unwrap_or(1);
-        if !given || length > self.guard.max_body_bytes() {
-            return Err(self.private());
+        if !given {
+            return Err(self.private(Because::Head));
+        }
+        if length > self.guard.max_body_bytes() {
+            return Err(self.private(Because::Body));
         }
         let page = page.map_err(|spec| self.sends_on(&spec, verdict))?;
         let mut room = self.guard.shared.budget.open();
@@ -277,7 +280,7 @@ where
         self.tell_leader(Ok(leader_reads));
         crate::sync::spawn(fill.in_current_span());
         if !is_shared {
-            return Ok(self.private());
+            return Ok(self.private(Because::Head));
         }
         if is_known {
             return Ok(self.kept(page, Some(Arc::new(reader)), &verdict));
@@ -308,7 +311,7 @@ where
             }
             End::Complete => Ok(self.kept(page, None, verdict)),
             End::Failed(_) => Err(LoadError::Failed(Arc::new(Failure::Broken))),
-            End::Elsewhere(Outgrown::Limit) => Ok(self.private()),
+            End::Elsewhere(Outgrown::Limit) => Ok(self.private(Because::Body)),
             End::Elsewhere(Outgrown::Budget) => Ok(self.apart()),
         }
     }

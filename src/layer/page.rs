@@ -31,9 +31,18 @@ pub(super) enum Reply {
     /// Responses under this key depend on more: look under the key with these headers in it.
     Varies(Arc<Signpost>),
     /// Responses under this key are each client's own. Nobody waits for another's.
-    Private,
+    Private(Because),
     /// The same, but the last of them serves each client for which the origin says that it still holds.
     Checked(Arc<Page>),
+}
+
+/// What showed that responses are each client's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Because {
+    /// Their head.
+    Head,
+    /// Their body, which was too long or took too long: others would have waited in vain.
+    Body,
 }
 
 impl Reply {
@@ -41,7 +50,7 @@ impl Reply {
     pub(super) fn page(&self) -> Option<&Arc<Page>> {
         match self {
             Self::Page(page, _) | Self::Checked(page) => Some(page),
-            Self::Varies(_) | Self::Private => None,
+            Self::Varies(_) | Self::Private(_) => None,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::fill::Keep;
 use super::guard::{Guarded, HIT_FOR_MISS, SIGNPOST_TTL};
 use super::land::Lander;
 use super::load::PageArrival;
-use super::page::{Page, PageKey, Reply, Signpost};
+use super::page::{Because, Page, PageKey, Reply, Signpost};
 use super::recording::{End, Reader};
 use crate::cache::{Arrival, Destination, Mark, Storing};
 use crate::http::vary::VarySpec;
@@ -72,15 +72,17 @@ where
 
     /// Each client runs its own request, this time: what kept this response from the others tells nothing of the next.
     pub(super) fn apart(&self) -> PageArrival {
-        Arrival { value: Reply::Private, bound_for: Destination::Nowhere(self.receipt(None)) }
+        let value = Reply::Private(Because::Head);
+        Arrival { value, bound_for: Destination::Nowhere(self.receipt(None)) }
     }
 
     /// The same, and for a while nobody waits to find that out again. What serves each client for which the origin
     /// says that it still holds stays: it lets nobody wait either.
-    pub(super) fn private(&self) -> PageArrival {
+    pub(super) fn private(&self, because: Because) -> PageArrival {
         match self.marker() {
             Some(storing) => {
-                Arrival { value: Reply::Private, bound_for: Destination::Shelf(Box::new(storing)) }
+                let value = Reply::Private(because);
+                Arrival { value, bound_for: Destination::Shelf(Box::new(storing)) }
             }
             None => self.apart(),
         }
@@ -103,7 +105,8 @@ where
             return self.for_waiters(page);
         }
         if let Some(storing) = self.marker() {
-            self.guard.shelf().put(Arc::clone(&self.address.key), Reply::Private, &storing);
+            let value = Reply::Private(Because::Body);
+            self.guard.shelf().put(Arc::clone(&self.address.key), value, &storing);
         }
         self.apart()
     }
@@ -117,7 +120,7 @@ where
     ) -> PageArrival {
         let is_shared = verdict.share == Share::Yes;
         if !is_shared && !verdict.check {
-            return self.private();
+            return self.private(Because::Head);
         }
         // What is not kept voids what was, unless it is a client that does not want it kept: that takes nothing from
         // the others. Nor does a failure.
@@ -156,7 +159,8 @@ where
         let (signpost, is_new) = self.guard.signpost(base, spec);
         // Headers that no response names any more are forgotten with the signpost.
         let names_all = verdict.vary.without_keyed(&self.guard.settings.rule) == *spec;
-        let place = (is_new || names_all).then(|| {
+        // A client that does not want anything kept takes nothing from the others.
+        let place = ((is_new || names_all) && !self.facts.no_store).then(|| {
             let storing = self.storing(Lifetime::fresh_for(SIGNPOST_TTL), None);
             (Arc::clone(base), Reply::Varies(Arc::clone(&signpost)), storing)
         });
@@ -213,7 +217,7 @@ fn is_past(page: &Arc<Page>, there: &Reply, before: Option<&Reply>) -> bool {
         (Reply::Page(there, _) | Reply::Checked(there), _) => there.is_newer_than(page),
         (Reply::Varies(there), _) if there.spec == page.spec => false,
         (Reply::Varies(there), Some(Reply::Varies(before))) => !Arc::ptr_eq(there, before),
-        (Reply::Private, _) => false,
+        (Reply::Private(_), _) => false,
         (Reply::Varies(_), _) => true,
     }
 }

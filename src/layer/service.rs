@@ -294,7 +294,7 @@ impl<S> GuardService<S> {
         if let Some(entry) = entry {
             match &entry.value {
                 // `only-if-cached` gets its refusal below.
-                Reply::Private | Reply::Checked(_)
+                Reply::Private(_) | Reply::Checked(_)
                     if !only_if_cached && !matches!(guard.shelf().judge(&entry), Freshness::Dead) =>
                 {
                     return self.unshared(class, parts, body, asking, entry);
@@ -313,7 +313,7 @@ impl<S> GuardService<S> {
                         }
                     }
                 }
-                Reply::Private | Reply::Varies(_) => {}
+                Reply::Private(_) | Reply::Varies(_) => {}
             }
         }
         if only_if_cached {

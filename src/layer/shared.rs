@@ -15,7 +15,7 @@ use super::address::{Address, original_uri};
 use super::bounds::{Inner, ResponseBody};
 use super::guard::{Guarded, HIT_FOR_MISS, OnWaitTimeout, SIGNPOST_TTL};
 use super::load::{Failure, Landing, PageArrival, PageLoad, asked};
-use super::page::{Page, PageKey, Reply};
+use super::page::{Because, Page, PageKey, Reply};
 use super::places::aged;
 use super::recording::{End, Recorded, Recording};
 use super::tier::{Tiered, group_of, group_of_mark, mark_of_group, name_of};
@@ -497,7 +497,7 @@ impl Errand {
             shelf.remove(&*self.marker());
         } else {
             let storing = Storing::new(Lifetime::fresh_for(HIT_FOR_MISS), Duration::ZERO, self.born);
-            shelf.put(self.marker(), Reply::Private, &storing);
+            shelf.put(self.marker(), Reply::Private(Because::Head), &storing);
         }
     }
 }

@@ -342,7 +342,7 @@ impl Waiting {
                 Reply::Checked(page) if !joined_only && page.key == self.address.key => {
                     self.check(&page, load)
                 }
-                Reply::Private | Reply::Checked(_) => Turn::Alone(self.back(load).alone()),
+                Reply::Private(_) | Reply::Checked(_) => Turn::Alone(self.back(load).alone()),
             },
             // A leader whose own run another instance's spared, or whose own response was lost on the way: its page
             // serves.

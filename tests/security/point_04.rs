@@ -450,14 +450,57 @@ async fn one_clients_fault_does_not_take_the_guard_from_the_others() {
     assert!(site.shares(get("/"), by("scanner")).await);
 }
 
+/// As behind a layer that compresses: no length is known.
 #[tokio::test]
-async fn what_shows_nothing_about_others_leaves_the_marker() {
+async fn one_clients_fault_does_not_take_bodies_of_unknown_length_from_the_others() {
     let site = Site::new(
         |builder| builder,
         |call: Call| async move {
+            if call.header("user-agent") == "scanner" {
+                return answer(403, &[], "no");
+            }
+            let (sender, body) = frames(None);
+            sender.send(data("page")).unwrap();
+            let run = call.run.to_string();
+            answer(200, &[("cache-control", "max-age=60"), ("x-run", &run)], body)
+        },
+    );
+    for run in ["2", "3", "3"] {
+        if run == "2" {
+            assert_eq!(site.ask(by("scanner")).await.status, 403);
+        }
+        assert_eq!(site.ask(by("firefox")).await.header("x-run"), Some(run));
+    }
+}
+
+/// The page under a URL is there for the others still, whatever a response says that one client wanted not kept.
+#[tokio::test]
+async fn a_no_store_client_puts_up_no_signpost() {
+    let site = Site::new(
+        |builder| builder,
+        |call: Call| async move {
+            let lasts = ("cache-control", "max-age=5, stale-if-error=60");
             match call.run {
-                1 => answer(403, &[], "1"),
-                // A body without end: the others would have to wait for it.
+                1 => answer(200, &[lasts], "1"),
+                2 => answer(200, &[lasts, ("vary", "user-agent")], "2"),
+                _ => answer(500, &[], ""),
+            }
+        },
+    );
+    site.ask(by("firefox")).await;
+    site.clock.advance(secs(6));
+    assert_eq!(site.ask(with(by("firefox"), "cache-control", "no-store")).await.body, "2");
+    assert_eq!(site.ask(by("firefox")).await.body, "1");
+}
+
+#[tokio::test]
+async fn what_shows_nothing_about_others_leaves_the_marker() {
+    let site = Site::new(
+        |builder| builder.max_body_bytes(4),
+        |call: Call| async move {
+            match call.run {
+                1 => answer(200, &[], "too long"),
+                // A body without end: the others would have to wait for it, as they did for that one.
                 2 => answer(
                     200,
                     &[],

@@ -15,7 +15,7 @@ use crate::layer::body::GuardBody;
 use crate::layer::bounds::ResponseBody;
 use crate::layer::land::{Lander, Stream};
 use crate::layer::load::{Failure, Landing};
-use crate::layer::page::{Page, Reply};
+use crate::layer::page::{Because, Page, Reply};
 use crate::layer::recording::Recording;
 
 impl<R, X> Lander<R, X>
@@ -70,7 +70,7 @@ where
                 let bound_for = Destination::WaitersOnly(self.receipt(page.tags.clone()));
                 Ok(Arrival { value: Reply::Page(page, None), bound_for })
             }
-            Answer::Stream => Ok(self.private()),
+            Answer::Stream => Ok(self.private(Because::Body)),
             Answer::Truncated => Err(LoadError::Failed(Arc::new(Failure::Broken))),
         }
     }
