@@ -175,6 +175,7 @@ impl Recording {
     }
 
     /// The trailers of a complete body.
+    #[cfg(any(feature = "grpc", feature = "redis"))]
     pub(super) fn trailers(&self) -> Option<&HeaderMap> {
         self.whole.get().and_then(|whole| whole.trailers.as_ref())
     }
