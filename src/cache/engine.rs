@@ -132,7 +132,7 @@ pub(crate) struct Miss<'a, K, V, E, L> {
     pub(crate) loader: L,
     /// What the caller found.
     pub(crate) stale: Option<Box<Entry<V>>>,
-    /// When it took off.
+    /// When it took off or, of a leader, when it looked again: its load is as old as what it found.
     pub(crate) born: Born,
     /// What to ask the other instances, if there are any.
     #[cfg(feature = "redis")]
@@ -156,6 +156,7 @@ where
             self.errand = Some(Box::new(errand));
         }
         let shelf = &self.flights.hook.shelf;
+        self.born = shelf.generations.born();
         let found = shelf.find_again(key);
         let spared = found.as_ref().and_then(|found| shelf.spare_load(found, self.stale.as_deref()));
         // What the caller saw may have been voided or replaced since.
@@ -165,7 +166,7 @@ where
 
     fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
         let stale = self.stale.map(|stale| *stale);
-        let own = load(Arc::clone(self.flights), self.loader, stale);
+        let own = load(Arc::clone(self.flights), self.loader, stale, self.born);
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
             return super::errand::load(Arc::clone(self.flights), *errand, Box::new(own));
@@ -179,6 +180,8 @@ struct Refresh<K, V, E, L> {
     flights: Arc<CacheFlights<K, V, E>>,
     loader: L,
     stale: Option<Entry<V>>,
+    /// When it looked again.
+    born: Born,
     /// Loads even if the shelf has something fresh.
     forced: bool,
     permit: Option<OwnedSemaphorePermit>,
@@ -205,6 +208,7 @@ where
             self.errand = Some(Errand { key: key.clone(), background: true, newer_than, gate });
         }
         let shelf = &self.flights.hook.shelf;
+        self.born = shelf.generations.born();
         let found = shelf.find_again(key);
         let due = found.as_ref().filter(|_| !self.forced);
         let spared = due.and_then(|found| shelf.spare_load(found, self.stale.as_ref()));
@@ -213,7 +217,7 @@ where
     }
 
     fn load(self, (): &mut ()) -> BoxLoad<CacheLanding<K, V>, E> {
-        let own = load(Arc::clone(&self.flights), self.loader, self.stale);
+        let own = load(Arc::clone(&self.flights), self.loader, self.stale, self.born);
         #[cfg(feature = "redis")]
         if let Some(errand) = self.errand {
             return super::errand::load(self.flights, errand, Box::new(own));
@@ -223,12 +227,13 @@ where
 }
 
 /// A load of the cache: the loader, what it replaces, and where its value goes. It waits for a permit, unless it is
-/// given one.
+/// given one. It was `born` before `stale` was found: an invalidation in between voids what is kept of it.
 #[inline]
 fn load<K, V, E, L>(
     flights: Arc<CacheFlights<K, V, E>>,
     loader: L,
     stale: Option<Entry<V>>,
+    born: Born,
 ) -> impl FnOnce(Option<OwnedSemaphorePermit>) -> BoxLoad<CacheLanding<K, V>, E> + Send + 'static
 where
     K: Key,
@@ -237,7 +242,6 @@ where
     L: Loader<V, E>,
 {
     let engine = &flights.hook;
-    let born = engine.shelf.generations.born();
     // Asked once the flight is linked: either it sees that the cache is closed, or `close` sees it.
     let load = if engine.is_closed() {
         None
@@ -425,6 +429,7 @@ where
         flights: Arc::clone(flights),
         loader,
         stale,
+        born: Born::default(),
         forced,
         permit,
         #[cfg(feature = "redis")]

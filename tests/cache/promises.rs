@@ -577,6 +577,44 @@ async fn not_modified_keeps_the_value_and_its_tags() {
 }
 
 #[tokio::test]
+async fn not_modified_revives_nothing_that_its_tag_voids_while_the_load_starts() {
+    /// A clock that invalidates a tag when it is read for so many times more.
+    struct Trap(ManualClock, Arc<AtomicUsize>, Arc<OnceLock<Cache>>);
+    impl Clock for Trap {
+        fn now(&self) -> Instant {
+            let left = self.1.load(Ordering::Relaxed);
+            self.1.store(left.saturating_sub(1), Ordering::Relaxed);
+            if left == 1 {
+                self.2.get().unwrap().invalidate_tag("shoes");
+            }
+            self.0.now()
+        }
+    }
+
+    for (read, refreshes) in (1..10).flat_map(|read| [(read, false), (read, true)]) {
+        let (clock, reads, cell) = (ManualClock::new(), Arc::default(), Arc::default());
+        let trap = Trap(clock.clone(), Arc::clone(&reads), Arc::clone(&cell));
+        let windows = if refreshes { [TTL, Duration::ZERO] } else { [Duration::ZERO, TTL] };
+        let cache = builder().ttl(TTL).jitter(0.0).clock(trap);
+        let cache = cache.stale_while_revalidate(windows[0]).stale_if_error(windows[1]).build().unwrap();
+        cell.set(cache.clone()).unwrap();
+        cache.get_or_load_with(1, |_| async { Ok(Loaded::new(1).tags(["shoes"])) }).await.unwrap();
+        clock.advance(TTL);
+        reads.store(read, Ordering::Relaxed);
+        let ended = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&ended);
+        let load = move |context: stampede_guard::LoadContext<u64>| async move {
+            ends.store(true, Ordering::Relaxed);
+            Ok(if context.stale().is_some() { Loaded::not_modified() } else { Loaded::new(2) })
+        };
+        cache.get_or_load_with(1, load).await.unwrap();
+        until(|| ended.load(Ordering::Relaxed)).await;
+        let is_sprung = reads.swap(0, Ordering::Relaxed) == 0;
+        assert!(!is_sprung || cache.get(&1) != Some(1), "read {read}, refreshes: {refreshes}");
+    }
+}
+
+#[tokio::test]
 async fn not_modified_without_a_value_is_an_error_that_says_so() {
     let cache: Cache = builder().build().unwrap();
     let Err(LoadError::Panicked(panic)) =
