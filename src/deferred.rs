@@ -3,10 +3,13 @@
 //! What a store pushes out may be the last copy of a user's value, whose destructor may use the very cache it leaves.
 //! A store drops when and where it likes, inside locks of its own and of the flights', so its entries hand their values
 //! to [`dispose`], and whoever takes such a lock has [`hold_for`] put them off until it has been given back.
+//!
+//! Whoever drops them then has business of its own, which no panic of theirs may end.
 
 use std::any::Any;
 use std::cell::Cell;
 
+use crate::quietly::quietly;
 use crate::sync::thread_local;
 
 struct Held {
@@ -63,7 +66,7 @@ impl Drop for Scope {
         // One by one: a destructor may get here again.
         while let Some(value) = with(|held| if held.depth == 0 { held.values.pop() } else { None }).flatten()
         {
-            drop(value);
+            quietly(|| drop(value));
         }
     }
 }
@@ -76,7 +79,7 @@ pub(crate) fn dispose<T: 'static>(value: T) {
             held.values.extend(value.take().map(|value| Box::new(value) as Box<dyn Any>));
         }
     });
-    drop(value);
+    quietly(|| drop(value));
 }
 
 #[cfg(test)]
@@ -97,6 +100,27 @@ mod tests {
         assert_eq!(Arc::strong_count(&value), 1);
         dispose(Arc::clone(&value));
         assert_eq!(Arc::strong_count(&value), 1, "nothing puts it off");
+    }
+
+    #[test]
+    fn a_destructor_that_panics_ends_nothing() {
+        struct Bomb {
+            _value: Arc<()>,
+        }
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("a destructor panics");
+            }
+        }
+        let value = Arc::new(());
+        let scope = hold();
+        dispose(Arc::clone(&value));
+        dispose(Bomb { _value: Arc::clone(&value) });
+        dispose(Bomb { _value: Arc::clone(&value) });
+        drop(scope);
+        assert_eq!(Arc::strong_count(&value), 1, "the others go, too");
+        dispose(Bomb { _value: Arc::clone(&value) });
+        assert_eq!(Arc::strong_count(&value), 1);
     }
 
     #[test]

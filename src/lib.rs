@@ -137,6 +137,7 @@ mod invalidation;
 mod layer;
 #[cfg(feature = "cache")]
 mod policy;
+mod quietly;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "cache")]

@@ -16,12 +16,13 @@ const FOUNDATIONS: &[&str] = &[
     "codec",
     "deferred",
     "invalidation",
+    "quietly",
     "stable_hash",
     "trace",
     "trouble",
 ];
 /// On their own level, these may use each other: the seam and the errors are used by everything.
-const FOUNDATION: &[&str] = &["sync", "error", "clock"];
+const FOUNDATION: &[&str] = &["sync", "error", "clock", "quietly"];
 /// Used by tests of other crates, above everything.
 const TOP: &[&str] = &["lib", "test_util"];
 

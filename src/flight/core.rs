@@ -13,9 +13,9 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::bounds::{Fault, Key, Value};
+use super::drop_load::{drop_load, is_deep};
 use super::lineage;
 use super::plan::{BoxLoad, KeySource};
-use super::quietly::{drop_load, is_deep};
 use super::state::{Flight, Landing, State};
 use super::stats::Counters;
 use super::table::{Boarded, Hold, Linked, PickedUp, Place, Table};

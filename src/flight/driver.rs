@@ -11,15 +11,16 @@ use tokio::time::Sleep;
 
 use super::bounds::{Fault, Key, Value};
 use super::core::{Flights, Settle};
+use super::drop_load::drop_load;
 use super::lineage::{self, FlightId, Link};
 #[cfg(feature = "cache")]
 use super::plan::KeySource;
 use super::plan::{BoxLoad, Plan};
-use super::quietly::{drop_load, quietly};
 use super::run::FirstPoll;
 use super::state::{Flight, Landing};
 use super::table::{Hold, PickedUp};
 use crate::error::{LoadError, Panicked, TimedOut};
+use crate::quietly::quietly;
 use crate::sync::{self, Arc};
 use crate::trace::LoadSpan;
 

@@ -4,11 +4,11 @@ mod bounds;
 mod builder;
 mod core;
 mod driver;
+mod drop_load;
 mod lineage;
 #[cfg(all(test, stampede_loom, feature = "cache"))]
 mod models;
 mod plan;
-mod quietly;
 mod run;
 mod single;
 mod state;

@@ -7,7 +7,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use super::quietly::quietly;
+use crate::quietly::quietly;
 use crate::sync;
 
 /// Where the free list ends.

@@ -1208,6 +1208,44 @@ fn a_value_may_look_into_the_cache_when_it_is_dropped() {
     assert!(ends.load(Ordering::Relaxed) > 0);
 }
 
+/// A value whose end is a panic.
+struct Bomb(Arc<AtomicUsize>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        panic!("the destructor panics");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_panics_when_it_is_dropped_ends_no_call() {
+    let (clock, ends) = (ManualClock::new(), Arc::new(AtomicUsize::new(0)));
+    let bomb = || Arc::new(Bomb(Arc::clone(&ends)));
+    let cache: Cache<Arc<Bomb>> = builder().ttl(TTL).clock(clock.clone()).capacity(10).build().unwrap();
+    for round in 0..50 {
+        for key in 0..20 {
+            cache.insert(key, bomb());
+        }
+        clock.advance(TTL);
+        let load = || {
+            let bomb = bomb();
+            || async { Ok(bomb) }
+        };
+        std::mem::forget(cache.get_or_load(1, load()).await.unwrap());
+        let many = cache.get_or_load_many([2, 3], |keys| {
+            let loaded = keys.into_iter().map(|key| (key, bomb())).collect();
+            async { Ok(loaded) }
+        });
+        many.await.into_values().for_each(|value| std::mem::forget(value.unwrap()));
+        assert_eq!([1, 2, 3].map(|key| cache.contains_key(&key)), [true; 3], "round {round}");
+        cache.invalidate(&1);
+        cache.invalidate_all();
+        assert_eq!(cache.entry_count(), 0);
+    }
+    assert!(ends.load(Ordering::Relaxed) > 0);
+}
+
 #[tokio::test]
 async fn a_listener_that_panics_ends_no_call_and_misses_no_value() {
     let gone = Departures::default();

@@ -1,9 +1,9 @@
-//! Code of the user's whose panic concerns nobody: it ends here.
+//! The end of a load that nobody wants.
 
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::plan::BoxLoad;
+use crate::quietly::quietly;
 use crate::sync::thread_local;
 
 /// Up to so many loads are dropped within each other: a load may wait for one that waits for one, and so on, and the
@@ -13,16 +13,6 @@ const DEEP: usize = 64;
 // Loads that this thread is dropping.
 thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Runs it. A panic ends here, and so does one that comes of dropping what it panicked with.
-pub(super) fn quietly(run: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(run))
-        && let Err(last) = catch_unwind(AssertUnwindSafe(|| drop(payload)))
-    {
-        // There might be no end to it.
-        std::mem::forget(last);
-    }
 }
 
 /// Drops a loader's future, and with it the calls that it waits in.
