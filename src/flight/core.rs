@@ -357,16 +357,26 @@ where
         }
         // A waker's clone is code of others.
         let waker = waker.clone();
+        let ours = lineage::ours();
         let mut state = flight.state.lock();
         if state.closed {
             return Ok(None);
         }
         let max = self.config.max_waiters_per_key;
         let seat = if state.waiters.count() < max { state.waiters.add(waker) } else { None };
-        if seat.is_none() {
+        let Some(slot) = seat else {
             drop(state);
             self.counters.overloaded.add();
             return Err(LoadError::Overloaded(Overloaded::Waiters { max }));
+        };
+        if let (Some(link), Some(ours)) = (&state.link, &ours)
+            && !link.tie(slot, ours)
+        {
+            let waker = state.remove(slot);
+            drop(state);
+            drop(waker);
+            self.counters.reentrant.add();
+            return Err(LoadError::Reentrant);
         }
         if !state.standing && std::mem::take(&mut state.unattended) {
             self.leave_unattended();
@@ -376,7 +386,7 @@ where
         drop(state);
         span.link();
         self.counters.coalesced.add();
-        Ok(seat)
+        Ok(Some(slot))
     }
 }
 
@@ -388,7 +398,7 @@ impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
         if state.landed {
             return;
         }
-        let (waker, link) = state.remove(slot);
+        let waker = state.remove(slot);
         let wanted = state.waiters.count() > 0 || state.boarding || state.unattended;
         if wanted {
             drop(state);
@@ -405,9 +415,6 @@ impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
             if let Some(driver) = driver {
                 driver.wake();
             }
-        }
-        if let Some(link) = link {
-            link.cut();
         }
         drop(waker);
     }
@@ -463,7 +470,12 @@ impl<K, V, E, H: Settle<K, V, E>> Flights<K, V, E, H> {
         #[cfg(feature = "cache")]
         let watchers = state.watchers.take();
         let _over = std::mem::take(&mut state.span);
+        let link = state.link.take();
         drop(state);
+        // Who came to wait since the load was over was tied to it once more.
+        if let Some(link) = link {
+            link.cut_all();
+        }
         herd.wake();
         #[cfg(feature = "cache")]
         if let Some(mut watchers) = watchers {

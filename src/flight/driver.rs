@@ -19,18 +19,20 @@ use super::plan::{BoxLoad, Plan};
 use super::run::FirstPoll;
 use super::state::{Flight, Landing};
 use super::table::{Hold, PickedUp};
+#[cfg(feature = "cache")]
+use super::waiters::LEADER;
 use crate::error::{LoadError, Panicked, TimedOut};
 use crate::quietly::quietly;
 use crate::sync::{self, Arc};
 use crate::trace::LoadSpan;
 
 impl<K, V, E, H> Flights<K, V, E, H> {
-    /// A load is over. Its leader, if that waits, does so for what is here already: whoever that leader is tied to is
-    /// let go first.
+    /// A load is over. Who waits for it does so for what is here already: the loaders that they are part of are let go
+    /// first.
     #[inline]
     fn conclude(&self, link: Option<&Arc<Link>>, result: Option<&Result<V, LoadError<E>>>) {
         if let Some(link) = link {
-            link.cut();
+            link.cut_all();
         }
         let counters = &self.counters;
         match result {
@@ -310,7 +312,7 @@ where
         } else if let Some(pending) = load.pending {
             // The load that started it does not wait for it.
             if let Some(link) = &lead.link {
-                link.cut();
+                link.cut(LEADER);
             }
             lead.hand_over(pending, None);
         }
@@ -348,7 +350,9 @@ impl<K, V, E, H: Settle<K, V, E>> Driver<K, V, E, H> {
                 let after = self.flights.config.load_timeout.unwrap_or_default();
                 load.result = Some(Err(LoadError::TimedOut(TimedOut { after })));
             } else {
-                let Some(unwanted) = self.flight.park_load(pending, cx.waker()) else { return Poll::Pending };
+                let Some(unwanted) = self.flight.park_load(pending, self.link.as_ref(), cx.waker()) else {
+                    return Poll::Pending;
+                };
                 self.flights.abandon(&self.flight, unwanted);
             }
         }

@@ -1,18 +1,21 @@
 //! Which loads the running code is part of, so that a loader that asks for its own key gets an error at once
 //! instead of waiting for itself.
 //!
-//! While a loader is polled, its flight is the thread's current one; a flight led from there has it as parent
-//! for as long as its leader waits there. A caller whose key is in flight under one of its own ancestors would wait
-//! for itself.
+//! While a loader is polled, its flight is the thread's current one. A flight that is led from there knows that this
+//! one waits for it, for as long as its leader waits there. So does a flight that is joined from there, if both came of
+//! one load: those that were started apart are no business of each other's. A caller whose key's flight waits for the
+//! current one, directly or through others, would wait for itself.
 //!
 //! Flights are known by their numbers here, which are never used twice. A flight that neither leads to another nor
 //! was led to from one, which is nearly every flight, has no [`Link`] and costs no allocation.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::Result;
 
+use super::waiters::LEADER;
 use crate::sync::{Arc, Mutex, thread_local};
 
 /// Up to so many loads are polled for the first time within each other.
@@ -30,23 +33,49 @@ pub(crate) struct FlightId {
 /// A flight, seen by the loads it started.
 pub(super) struct Link {
     id: FlightId,
-    /// Those that wait for the same load as this one.
-    #[cfg(feature = "cache")]
-    beside: Vec<FlightId>,
+    /// The first of those that led to it.
+    origin: FlightId,
     /// How many flights led to it.
     depth: u32,
-    /// The flight whose loader waits for this one.
-    parent: Mutex<Option<Arc<Link>>>,
+    /// Taken under a flight's lock, too: nothing else is done under it.
+    waiting: Mutex<Waiting>,
+}
+
+/// The flights whose loaders wait for one, by the seats in which they do.
+#[derive(Default)]
+struct Waiting {
+    leader: Option<Arc<Link>>,
+    followers: Vec<(u32, Arc<Link>)>,
+}
+
+impl Waiting {
+    fn get(&self, slot: u32) -> Option<&Arc<Link>> {
+        if slot == LEADER {
+            return self.leader.as_ref();
+        }
+        self.followers.iter().find(|(taken, _)| *taken == slot).map(|(_, link)| link)
+    }
+
+    fn remove(&mut self, slot: u32) -> Option<Arc<Link>> {
+        if slot == LEADER {
+            return self.leader.take();
+        }
+        let at = self.followers.iter().position(|(taken, _)| *taken == slot)?;
+        Some(self.followers.swap_remove(at).1)
+    }
+
+    fn add_to(&self, links: &mut Vec<Arc<Link>>) {
+        links.extend(self.leader.iter().chain(self.followers.iter().map(|(_, link)| link)).cloned());
+    }
 }
 
 impl Link {
-    fn new(id: FlightId, parent: Option<Arc<Self>>) -> Arc<Self> {
+    pub(super) fn new(id: FlightId, leader: Option<Arc<Self>>) -> Arc<Self> {
         Arc::new(Self {
             id,
-            #[cfg(feature = "cache")]
-            beside: Vec::new(),
-            depth: parent.as_ref().map_or(0, |parent| parent.depth + 1),
-            parent: Mutex::new(parent),
+            origin: leader.as_ref().map_or(id, |leader| leader.origin),
+            depth: leader.as_ref().map_or(0, |leader| leader.depth + 1),
+            waiting: Mutex::new(Waiting { leader, followers: Vec::new() }),
         })
     }
 
@@ -56,25 +85,56 @@ impl Link {
         self.depth >= DEEP
     }
 
-    fn is(&self, id: FlightId) -> bool {
-        #[cfg(feature = "cache")]
-        if self.beside.contains(&id) {
+    /// A follower whose code is part of `ours` has taken a seat. False if it would wait for itself, and has to leave it
+    /// again.
+    pub(super) fn tie(&self, slot: u32, ours: &Arc<Self>) -> bool {
+        if ours.origin != self.origin {
             return true;
         }
-        self.id == id
+        self.waiting.lock().followers.push((slot, Arc::clone(ours)));
+        // Only now: of flights that come to wait for each other at the same time, the last finds the ring closed.
+        !ours.is_awaited_by(self.id)
     }
 
-    /// Whether the loader that led to it does not wait for the code that runs now, which is where its leader waits: that
-    /// was moved elsewhere.
-    pub(super) fn is_left(&self) -> bool {
-        let parent = self.parent.lock().as_ref().map(|parent| parent.id);
-        parent.is_some_and(|parent| !waits_for_us(parent))
+    /// Whether a flight waits for this one, directly or through others.
+    fn is_awaited_by(&self, id: FlightId) -> bool {
+        if self.id == id {
+            return true;
+        }
+        let mut links = Vec::new();
+        self.waiting.lock().add_to(&mut links);
+        // There may be several ways to one, and for a moment rings.
+        let mut seen = HashSet::new();
+        let mut next = 0;
+        while let Some(link) = links.get(next).cloned() {
+            if link.id == id {
+                return true;
+            }
+            if seen.insert(Arc::as_ptr(&link)) {
+                link.waiting.lock().add_to(&mut links);
+            }
+            next += 1;
+        }
+        false
     }
 
-    /// The leader waits no longer: what runs on is for others.
-    pub(super) fn cut(&self) {
-        let parent = self.parent.lock().take();
-        drop(parent);
+    /// Whether the loader that took a seat does not wait for the code that runs now, which is where the seat's caller
+    /// waits: that was moved elsewhere.
+    pub(super) fn is_left(&self, slot: u32) -> bool {
+        let loader = self.waiting.lock().get(slot).map(|link| link.id);
+        loader.is_some_and(|loader| !waits_for_us(loader))
+    }
+
+    /// Whoever has the seat waits no longer: what runs on is for others.
+    pub(super) fn cut(&self, slot: u32) {
+        let cut = self.waiting.lock().remove(slot);
+        drop(cut);
+    }
+
+    /// Nobody waits any longer.
+    pub(super) fn cut_all(&self) {
+        let cut = std::mem::take(&mut *self.waiting.lock());
+        drop(cut);
     }
 }
 
@@ -126,11 +186,24 @@ pub(super) fn within(id: FlightId, link: &mut Option<Arc<Link>>, run: impl FnOnc
 }
 
 /// The link of a flight that is about to be [`within`] for the first time: to the one that is current now, if one is,
-/// which becomes its parent.
+/// which waits for it.
 #[inline]
 pub(super) fn link_to_current(id: FlightId) -> Option<Arc<Link>> {
-    let parent = CURRENT.with(|current| current.id.get())?;
-    Some(Link::new(id, Some(current_link(parent))))
+    let leader = CURRENT.with(|current| current.id.get())?;
+    Some(Link::new(id, Some(current_link(leader))))
+}
+
+/// The link of the flight that the code that runs now is part of, if it has one.
+#[inline]
+pub(super) fn ours() -> Option<Arc<Link>> {
+    if CURRENT.with(|current| current.linked.get()) { copy_link() } else { None }
+}
+
+#[cold]
+fn copy_link() -> Option<Arc<Link>> {
+    let link = replace_link(None);
+    replace_link(link.clone());
+    link
 }
 
 /// The flight that the code that runs now is part of, if it is of one.
@@ -150,12 +223,13 @@ pub(crate) struct Joint(Arc<Link>);
 
 #[cfg(feature = "cache")]
 impl Joint {
-    /// None without any. All were led by one caller, so what waits for the first waits for all.
-    pub(crate) fn new<'a>(mut leads: impl Iterator<Item = &'a Lead>) -> Option<Self> {
-        let Lead(first) = leads.next()?;
-        let beside = leads.map(|Lead(link)| link.id).collect();
-        let parent = Mutex::new(Some(Arc::clone(first)));
-        Some(Self(Arc::new(Link { id: first.id, beside, depth: first.depth, parent })))
+    /// None without any. All were led by one caller, and so by the same flights.
+    pub(crate) fn new<'a>(leads: impl Iterator<Item = &'a Lead>) -> Option<Self> {
+        let followers: Vec<_> = (0..).zip(leads.map(|Lead(link)| Arc::clone(link))).collect();
+        let (_, first) = followers.first()?;
+        let (id, origin, depth) = (first.id, first.origin, first.depth);
+        let waiting = Mutex::new(Waiting { leader: None, followers });
+        Some(Self(Arc::new(Link { id, origin, depth, waiting })))
     }
 
     /// Runs code of the load that they wait for.
@@ -178,15 +252,5 @@ pub(super) fn waits_for_us(id: FlightId) -> bool {
     if !linked {
         return current == Some(id);
     }
-    let link = replace_link(None);
-    let mut next = link.clone();
-    replace_link(link);
-    while let Some(ancestor) = next {
-        if ancestor.is(id) {
-            return true;
-        }
-        let above = ancestor.parent.lock().clone();
-        next = above;
-    }
-    current == Some(id)
+    current == Some(id) || copy_link().is_some_and(|link| link.is_awaited_by(id))
 }

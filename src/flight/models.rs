@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
@@ -13,6 +14,7 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::core::{Boarding, FlightConfig, Flights, OnAbandon, Settle};
+use super::lineage::{FlightId, Link};
 use super::plan::{BoxLoad, Owned, Plan};
 use super::run::{FirstPoll, Run};
 use super::table::Hold;
@@ -324,7 +326,7 @@ fn a_load_that_somebody_wants_again_is_kept() {
         let drives = thread::spawn(move || {
             let Some((load, _)) = driven.take_load() else { return };
             let wanted = wanted.load(SeqCst);
-            if let Some(unwanted) = driven.park_load(load, Waker::noop()) {
+            if let Some(unwanted) = driven.park_load(load, None, Waker::noop()) {
                 assert!(!wanted, "somebody waits for it");
                 there.0.flights.abandon(&driven, unwanted);
             }
@@ -415,5 +417,23 @@ fn a_runtime_dies_while_its_load_is_abandoned() {
         leaves.join().unwrap();
         cache.drains();
         assert_eq!(cache.0.alive.load(SeqCst), 0);
+    });
+}
+
+#[test]
+fn of_two_loads_that_come_to_wait_for_each_other_one_is_told() {
+    check(|| {
+        let id = |number| FlightId { group: NonZeroU64::MIN, number };
+        let origin = Link::new(id(0), None);
+        let [one, two] = [1, 2].map(|number| Link::new(id(number), Some(Arc::clone(&origin))));
+        for given_up in [&one, &two] {
+            given_up.cut(LEADER);
+        }
+        let (first, second) = (Arc::clone(&one), Arc::clone(&two));
+        let waits = thread::spawn(move || second.tie(0, &first));
+        let both_wait = one.tie(0, &two) & waits.join().unwrap();
+        assert!(!both_wait, "for ever");
+        one.cut_all();
+        two.cut_all();
     });
 }

@@ -62,8 +62,8 @@ use crate::sync::Arc;
 /// # Deadlocks
 ///
 /// A loader that asks, directly or through loads it started, for a key that is waiting for it gets
-/// [`LoadError::Reentrant`]. This is not seen through `tokio::spawn`, nor between two loaders that each wait for
-/// the other's key; set a [`load_timeout`](SingleFlightBuilder::load_timeout) where that can happen.
+/// [`LoadError::Reentrant`]. This is not seen through `tokio::spawn`, nor between two loads that were started apart and
+/// each wait for the other's key; set a [`load_timeout`](SingleFlightBuilder::load_timeout) where that can happen.
 pub struct SingleFlight<K, V, E = Infallible> {
     pub(super) flights: Arc<Flights<K, V, E, ()>>,
 }

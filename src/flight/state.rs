@@ -5,7 +5,7 @@ use std::task::Waker;
 use super::lineage::Link;
 use super::plan::BoxLoad;
 use super::table::Place;
-use super::waiters::{LEADER, Waiters};
+use super::waiters::Waiters;
 use crate::error::LoadError;
 use crate::sync::{Arc, Mutex, OnceLock};
 use crate::trace::LoadSpan;
@@ -57,7 +57,7 @@ pub(super) struct State<V, E> {
     pub(super) load: Option<BoxLoad<V, E>>,
     /// Wakes the task that drives the load, once it has found it pending.
     pub(super) driver: Option<Waker>,
-    /// The leader's, if there is one, for as long as it waits.
+    /// Of the load, if another started it or, by the end of its last poll, it has started another.
     pub(super) link: Option<Arc<Link>>,
     /// The load's, while it runs: who comes to wait is linked to it.
     pub(super) span: LoadSpan,
@@ -120,12 +120,13 @@ impl<K, V, E> Flight<K, V, E> {
         if state.landed {
             return false;
         }
-        let moved = if slot == LEADER { state.link.take_if(|link| link.is_left()) } else { None };
+        if let Some(link) = &state.link
+            && link.is_left(slot)
+        {
+            link.cut(slot);
+        }
         let is_known = state.waiters.will_wake(slot, waker);
         drop(state);
-        if let Some(link) = moved {
-            link.cut();
-        }
         if is_known {
             return true;
         }
@@ -193,13 +194,21 @@ impl<K, V, E> Flight<K, V, E> {
     }
 
     /// Keeps a pending load until its next poll, which `driver` brings about, or gives it back because nobody wants it
-    /// any more.
-    pub(super) fn park_load(&self, load: BoxLoad<V, E>, driver: &Waker) -> Option<BoxLoad<V, E>> {
+    /// any more. Its poll may have given it a `link`.
+    pub(super) fn park_load(
+        &self,
+        load: BoxLoad<V, E>,
+        link: Option<&Arc<Link>>,
+        driver: &Waker,
+    ) -> Option<BoxLoad<V, E>> {
         let mut state = self.state.lock();
         if state.unwanted {
             return Some(load);
         }
         state.load = Some(load);
+        if state.link.is_none() {
+            state.link = link.cloned();
+        }
         if state.driver.as_ref().is_some_and(|known| known.will_wake(driver)) {
             return None;
         }
@@ -234,11 +243,13 @@ impl<K, V, E> Flight<K, V, E> {
 }
 
 impl<V, E> State<V, E> {
-    /// Takes the waiter out of its slot, the leader with what ties it to its own callers. Both belong to others: they
-    /// are dropped, and cut, outside the flight's lock.
-    pub(super) fn remove(&mut self, slot: u32) -> (Option<Waker>, Option<Arc<Link>>) {
-        let waker = self.waiters.remove(slot);
-        let link = if slot == LEADER { self.link.take() } else { None };
-        (waker, link)
+    /// Takes the waiter out of its slot, and what ties the load to it. The waker belongs to others: it is dropped outside
+    /// the flight's lock.
+    pub(super) fn remove(&mut self, slot: u32) -> Option<Waker> {
+        // Before the slot is another's.
+        if let Some(link) = &self.link {
+            link.cut(slot);
+        }
+        self.waiters.remove(slot)
     }
 }

@@ -640,6 +640,27 @@ async fn a_batch_that_asks_for_a_key_that_waits_for_it_is_told_so() {
     assert_eq!(lead.await.unwrap(), 30);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_waited_for_when_its_first_key_has_been_served_stale() {
+    const SOFT: Duration = Duration::from_millis(50);
+    let cache = builder().ttl(TTL).jitter(0.0).stale_if_error(TTL).soft_timeout(SOFT).build().unwrap();
+    cache.insert(1, 1);
+    tokio::time::advance(TTL).await;
+    let (outer, inner) = (cache.clone(), cache.clone());
+    let load = |keys| async move {
+        tokio::time::sleep(2 * SOFT).await;
+        let asked = inner.get_or_load(3, || async { Ok(0) }).await;
+        assert!(matches!(asked, Err(LoadError::Reentrant)), "{asked:?}");
+        Ok(found(keys))
+    };
+    let lead = cache.get_or_load(3, || async move {
+        let served = values(outer.get_or_load_many([1, 2], load).await);
+        assert_eq!(served, HashMap::from([(1, 1), (2, 20)]));
+        Ok(30)
+    });
+    assert_eq!(lead.await.unwrap(), 30);
+}
+
 #[tokio::test]
 async fn a_call_after_a_tags_invalidation_gets_nothing_from_before_it() {
     let cache: StampedeCache<u64, u64, String> = builder().build().unwrap();

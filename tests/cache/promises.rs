@@ -801,6 +801,23 @@ fn a_refresh_outside_a_runtime_is_refused() {
 }
 
 #[tokio::test]
+async fn a_loader_that_asks_for_what_it_refreshes_is_seen_to_wait_for_it() {
+    let cache: Cache = builder().build().unwrap();
+    let outer = cache.clone();
+    let load = || async move {
+        let inner = outer.clone();
+        let asks = || async move {
+            let asked = inner.get_or_load(1, || async { Ok(0) }).await;
+            Ok(if matches!(asked, Err(LoadError::Reentrant)) { 2 } else { 0 })
+        };
+        assert!(outer.refresh(2, asks));
+        Ok(outer.get_or_load(2, down).await.unwrap() - 1)
+    };
+    assert_eq!(cache.get_or_load(1, load).await.unwrap(), 1);
+    assert_eq!((cache.get(&1), cache.get(&2)), (Some(1), Some(2)));
+}
+
+#[tokio::test]
 async fn a_refresh_needs_nobody_and_goes_on_when_who_joined_it_goes_away() {
     for on_abandon in [OnAbandon::Cancel, OnAbandon::Detach] {
         let cache = builder().on_abandon(on_abandon).max_abandoned(1).build().unwrap();

@@ -359,6 +359,181 @@ fn a_follower_that_leaves_does_not_hide_that_the_starter_waits() {
     assert_eq!(outer.ready().unwrap(), 3);
 }
 
+/// A load of `key`, told to go on by the gate, that then asks for `asks`.
+fn asks_later(
+    flights: &Group,
+    key: u64,
+    gate: &Gate,
+    asks: u64,
+) -> impl Future<Output = Answer> + Send + use<> {
+    let (flights, inner, passed) = (flights.clone(), flights.clone(), gate.passed());
+    let load = move || async move {
+        passed.await;
+        match inner.run(asks, || async { unreachable!("is in flight") }).await {
+            Ok(value) => Ok(value + 1),
+            Err(_) => Err(Oops(asks)),
+        }
+    };
+    async move { flights.run(key, load).await }
+}
+
+/// Polls a call once, and gives it up.
+fn gives_up(call: impl Future<Output = Answer> + Send) {
+    drop(Caller::new(call).waits());
+}
+
+#[test]
+fn a_loader_that_asks_again_for_a_load_it_gave_up_is_seen_to_wait_for_it() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    for times in 1..4 {
+        let (flights, gate) = (Group::new(), Gate::closed());
+        let (inner, goes) = (flights.clone(), gate.clone());
+        let outer = flights.run(1, move || async move {
+            for _ in 0..times {
+                gives_up(asks_later(&inner, 2, &goes, 1));
+            }
+            inner.run(2, || async { unreachable!("is in flight") }).await.map_err(|_| Oops(2))
+        });
+        let outer = Caller::new(outer).waits();
+        // Whoever else comes and goes hides nothing.
+        gives_up(flights.run(2, || async { unreachable!("is in flight") }));
+        gate.open();
+        settle(&runtime);
+        assert!(matches!(outer.ready(), Err(LoadError::Failed(oops)) if *oops == Oops(2)), "{times}");
+        assert_eq!((flights.stats().loads, flights.stats().reentrant), (2, 1));
+        assert_empty(&flights, [1, 2]);
+    }
+}
+
+#[test]
+fn a_loader_that_asks_again_for_a_load_that_waits_for_it_by_now_is_told() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, go_inner, go_outer) = (Group::new(), Gate::closed(), Gate::closed());
+    let outer = {
+        let (inner, go_inner, go_outer) = (flights.clone(), go_inner.clone(), go_outer.clone());
+        flights.run(1, || async move {
+            gives_up(asks_later(&inner, 2, &go_inner, 1));
+            go_outer.passed().await;
+            assert!(is_reentrant(&inner.run(2, || async { unreachable!() }).await));
+            Ok(1)
+        })
+    };
+    let outer = Caller::new(outer).waits();
+    settle(&runtime);
+    go_inner.open();
+    settle(&runtime);
+    assert_eq!(flights.waiters(&1), 2, "key 2 waits for key 1");
+    go_outer.open();
+    settle(&runtime);
+    assert_eq!(outer.ready().unwrap(), 1);
+    assert_eq!(flights.stats().reentrant, 1);
+    settle(&runtime);
+    assert_empty(&flights, [1, 2]);
+}
+
+#[test]
+fn each_of_the_loads_that_wait_for_one_is_known_to() {
+    // Key 0 gives key 1 up, and starts keys 2 and 3, which ask for it.
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    for asks in [0, 2, 3] {
+        let (flights, go_one) = (Group::new(), Gate::closed());
+        let (inner, goes) = (flights.clone(), go_one.clone());
+        let zero = flights.run(0, || async move {
+            gives_up(asks_later(&inner, 1, &goes, asks));
+            let asks_one = Gate::closed();
+            asks_one.open();
+            let two = asks_later(&inner, 2, &asks_one, 1);
+            let three = asks_later(&inner, 3, &asks_one, 1);
+            let (two, three) = tokio::join!(two, three);
+            assert!(two.is_err() && three.is_err());
+            Ok(0)
+        });
+        let zero = Caller::new(zero).waits();
+        settle(&runtime);
+        assert_eq!(flights.waiters(&1), 2);
+        go_one.open();
+        settle(&runtime);
+        assert_eq!(zero.ready().unwrap(), 0, "{asks}");
+        assert_eq!(flights.stats().reentrant, 1, "{asks}");
+        assert_empty(&flights, 0..4);
+    }
+}
+
+#[test]
+fn a_load_that_was_asked_for_again_and_given_up_again_may_ask_for_its_starter() {
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    for is_moved in [false, true] {
+        let (flights, go_outer, go_inner) = (Group::new(), Gate::closed(), Gate::closed());
+        let outer = {
+            let (inner, go_outer, go_inner) = (flights.clone(), go_outer.clone(), go_inner.clone());
+            flights.run(1, || async move {
+                gives_up(asks_later(&inner, 2, &go_inner, 1));
+                let flights = inner.clone();
+                let again = async move { flights.run(2, || async { unreachable!("is in flight") }).await };
+                let mut again = Caller::new(again).waits();
+                if is_moved {
+                    let polls = std::future::poll_fn(move |cx| again.poll_with(cx.waker()).map(drop));
+                    tokio::spawn(polls);
+                } else {
+                    drop(again);
+                }
+                go_outer.passed().await;
+                Ok(10)
+            })
+        };
+        let outer = Caller::new(outer).waits();
+        settle(&runtime);
+        go_inner.open();
+        settle(&runtime);
+        assert_eq!((flights.waiters(&1), flights.stats().reentrant), (2, 0), "key 2 waits for key 1");
+        go_outer.open();
+        settle(&runtime);
+        assert_eq!(outer.ready().unwrap(), 10);
+        settle(&runtime);
+        assert_empty(&flights, [1, 2]);
+    }
+}
+
+#[test]
+fn a_load_that_another_started_is_no_business_of_who_joins_it() {
+    // Key 1 starts key 2 and gives it up; key 3, of which neither knows, joins it and is asked for by it.
+    let runtime = current_thread();
+    let _inside = runtime.enter();
+    let (flights, gate, go_two, go_three) = (Group::new(), Gate::closed(), Gate::closed(), Gate::closed());
+    let (inner, goes, passed) = (flights.clone(), go_two.clone(), gate.passed());
+    let one = flights.run(1, || async move {
+        gives_up(asks_later(&inner, 2, &goes, 3));
+        passed.await;
+        Ok(1)
+    });
+    let one = Caller::new(one).waits();
+    let (inner, passed) = (flights.clone(), go_three.passed());
+    let three = flights.run(3, || async move {
+        // It has started a load, too.
+        inner.run(4, || async { Ok(4) }).await.map_err(|_| Oops(4))?;
+        tokio::select! {
+            _ = inner.run(2, || async { unreachable!("is in flight") }) => unreachable!("it waits for us"),
+            () = passed => Ok(3),
+        }
+    });
+    let three = Caller::new(three).waits();
+    settle(&runtime);
+    assert_eq!(flights.waiters(&2), 1, "key 3 waits for key 2");
+    go_two.open();
+    settle(&runtime);
+    assert_eq!((flights.waiters(&3), flights.stats().reentrant), (2, 0), "key 2 waits for key 3");
+    go_three.open();
+    gate.open();
+    settle(&runtime);
+    assert_eq!((one.ready().unwrap(), three.ready().unwrap()), (1, 3));
+    settle(&runtime);
+    assert_empty(&flights, 1..5);
+}
+
 #[tokio::test]
 async fn code_that_runs_after_a_load_is_no_part_of_it() {
     let flights = Group::new();
