@@ -20,8 +20,7 @@ const SENT_ON: u32 = 5;
 /// Listens to the end of time. `begun` is told once events arrive for the first time.
 pub(super) async fn subscribe(core: Arc<Core>, connector: Arc<Connector>, begun: Arc<Notify>) {
     let (mut pause, mut trouble) = (Pause::new(), Trouble::default());
-    let namespace: Arc<str> = core.config.namespace.as_str().into();
-    event::set_subscribed(&namespace, false);
+    event::set_subscribed(&core.config.namespace.as_str().into(), false);
     let (mut attempt, mut failures) = (0, 0);
     loop {
         match subscribed(&core, &connector, attempt).await {
@@ -30,27 +29,45 @@ pub(super) async fn subscribe(core: Arc<Core>, connector: Arc<Connector>, begun:
                 trouble.over();
                 failures = 0;
                 // From here on nothing is missed; before, anything may have been.
-                core.subscription.set(true);
-                event::set_subscribed(&namespace, true);
+                let _live = Live::begin(&core);
                 core.gap();
                 begun.notify_one();
                 listen(&core, node, events).await;
-                core.subscription.set(false);
-                event::set_subscribed(&namespace, false);
-                // Those who wait for an event ask for themselves from now on.
-                core.waits.wake_all();
             }
             Err(why) => {
                 // The first nodes of a cluster may send this one on.
                 failures += 1;
                 if failures > SENT_ON && trouble.is_news(&why) {
-                    let namespace = &*namespace;
+                    let namespace = core.config.namespace.as_str();
                     tracing::warn!(namespace, why, "no events from Redis; this instance asks more often");
                 }
             }
         }
         attempt += 1;
         pause.wait().await;
+    }
+}
+
+/// While it lives, events arrive. However it ends, no more do, and who waits for one asks for itself from then on.
+struct Live<'a>(&'a Core);
+
+impl<'a> Live<'a> {
+    fn begin(core: &'a Core) -> Self {
+        let live = Self(core);
+        live.set(true);
+        live
+    }
+
+    fn set(&self, live: bool) {
+        self.0.subscription.set(live);
+        event::set_subscribed(&self.0.config.namespace.as_str().into(), live);
+    }
+}
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        self.set(false);
+        self.0.waits.wake_all();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -248,6 +249,16 @@ impl Drop for Sending {
     }
 }
 
+/// Tells a cache of others' doings. What it does about them may run code of its user, down to the destructors of values.
+/// If that panics, nobody knows how much was done, so all is doubtful; those who listen beside it are told all the same.
+fn tell(sink: Arc<dyn EventSink>, what: impl FnOnce(&(dyn EventSink + 'static))) {
+    if catch_unwind(AssertUnwindSafe(|| what(&*sink))).is_err() {
+        let _ = catch_unwind(AssertUnwindSafe(|| sink.all_doubtful()));
+    }
+    // It may be the last that holds the cache.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(sink)));
+}
+
 /// What Redis answers within `limit`, or why it does not.
 pub(super) async fn in_time<T>(
     limit: Duration,
@@ -298,7 +309,7 @@ impl Core {
     /// Anything may have happened unheard.
     pub(super) fn gap(&self) {
         for sink in self.sinks(|_| true) {
-            sink.all_doubtful();
+            tell(sink, EventSink::all_doubtful);
         }
         self.waits.wake_all();
     }
@@ -314,21 +325,21 @@ impl Core {
             What::Released => {}
             What::Published => {
                 for sink in self.sinks(others) {
-                    sink.replaced(event.key, event.token);
+                    tell(sink, |sink| sink.replaced(event.key, event.token));
                 }
             }
             What::Invalidated => {
                 for sink in self.sinks(others) {
-                    sink.invalidated(event.key, event.token);
+                    tell(sink, |sink| sink.invalidated(event.key, event.token));
                 }
             }
             What::Epoch => {
                 self.raise_epoch(event.cache, event.token);
                 for sink in self.sinks(others) {
-                    match group {
+                    tell(sink, |sink| match group {
                         Some(group) => sink.group_invalidated(group),
                         None => sink.all_doubtful(),
-                    }
+                    });
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use stampede_guard::{
-    LoadError, OnAbandon, Outcome, RedisConfig, RedisLock, RedisTier, RedisTierError, RemoteKind,
+    LoadError, OnAbandon, Outcome, RedisConfig, RedisLock, RedisTier, RedisTierError, RemoteKind, SharedKey,
     StampedeCache,
 };
 use tokio::sync::Notify;
@@ -735,4 +735,106 @@ fn an_invalidation_ends_where_the_tiers_runtime_is_gone() {
     drop(first);
     assert!(second.block_on(async { soon(cache.invalidate(&1)).await }).is_err());
     assert_eq!(second.block_on(fetch(&cache, 1, "anew")), loaded("anew"));
+}
+
+/// A number; the keys of another version of the service are text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Numbered(u64);
+
+impl SharedKey for Numbered {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.0.to_string().as_bytes());
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Some(Self(std::str::from_utf8(bytes).unwrap().parse().expect("a number")))
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_panics_when_it_is_read_ends_no_subscription() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let of = |tier: &RedisTier| -> Cache<Numbered> {
+        StampedeCache::builder().jitter(0.0).name("products").redis(tier.clone()).build().unwrap()
+    };
+    let (a, b) = (of(&one), of(&two));
+    let (text, other): (Cache<String>, Cache) = (
+        StampedeCache::builder().name("products").schema(9).redis(one.clone()).build().unwrap(),
+        builder(&two).name("users").build().unwrap(),
+    );
+    let share = async |values: u64| {
+        soon(a.get_or_load(Numbered(1), || async { Ok("value".into()) })).await.unwrap();
+        published(&one, values).await;
+        soon(b.get_or_load(Numbered(1), || async { Err("unused".to_string()) })).await.unwrap();
+    };
+    share(1).await;
+    fetch(&other, 1, "kept").await;
+    soon(text.invalidate("no number")).await.unwrap();
+    until("what it had is doubtful", || b.get(&Numbered(1)).is_none()).await;
+    assert_eq!(other.get(&1).as_deref(), Some("kept"), "the other cache has no part in it");
+    share(1).await;
+    soon(a.invalidate(&Numbered(1))).await.unwrap();
+    until("heard", || b.get(&Numbered(1)).is_none()).await;
+    assert!(two.stats().subscribed);
+}
+
+#[cfg(feature = "quick-cache")]
+#[tokio::test]
+async fn a_destructor_that_panics_ends_no_subscription() {
+    use std::sync::atomic::AtomicBool;
+
+    use stampede_guard::{Codec, CodecError, QuickCache};
+
+    struct Bomb {
+        text: String,
+        is_armed: Arc<AtomicBool>,
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(self.text == "calm" || !self.is_armed.load(Ordering::SeqCst), "a bomb");
+        }
+    }
+    struct Bombs(Arc<AtomicBool>);
+    impl Codec<Arc<Bomb>> for Bombs {
+        fn id(&self) -> u8 {
+            200
+        }
+        fn encode(&self, bomb: &Arc<Bomb>, out: &mut Vec<u8>) -> Result<(), CodecError> {
+            out.extend_from_slice(bomb.text.as_bytes());
+            Ok(())
+        }
+        fn decode(&self, bytes: &[u8]) -> Result<Arc<Bomb>, CodecError> {
+            let text = String::from_utf8(bytes.to_vec()).map_err(CodecError::new)?;
+            Ok(Arc::new(Bomb { text, is_armed: Arc::clone(&self.0) }))
+        }
+    }
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let is_armed = Arc::new(AtomicBool::new(false));
+    let of = |tier: &RedisTier| -> Cache<u64, Arc<Bomb>> {
+        let builder = StampedeCache::builder().store(QuickCache).jitter(0.0).name("products");
+        builder.redis_with(tier.clone(), Bombs(Arc::clone(&is_armed))).build().unwrap()
+    };
+    let (a, b) = (of(&one), of(&two));
+    let share = async |key: u64, text: &'static str, values: u64| {
+        let is_armed = Arc::clone(&is_armed);
+        let load = || async move { Ok(Arc::new(Bomb { text: text.into(), is_armed })) };
+        soon(a.get_or_load(key, load)).await.unwrap();
+        published(&one, values).await;
+        soon(b.get_or_load(key, || async { Err("unused".to_string()) })).await.unwrap();
+    };
+    share(1, "bomb", 1).await;
+    share(2, "calm", 2).await;
+    // Kept by its own instance: only the other one's goes off.
+    let held = a.get(&1);
+    is_armed.store(true, Ordering::SeqCst);
+    soon(a.invalidate(&1)).await.unwrap();
+    until("what it had is doubtful", || b.get(&2).is_none()).await;
+    is_armed.store(false, Ordering::SeqCst);
+    drop(held);
+    share(2, "calm", 2).await;
+    soon(a.invalidate(&2)).await.unwrap();
+    until("heard", || b.get(&2).is_none()).await;
+    assert!(two.stats().subscribed);
 }
