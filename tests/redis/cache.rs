@@ -381,6 +381,22 @@ async fn if_the_record_of_what_was_voided_is_lost_all_from_before_is_void() {
 }
 
 #[tokio::test]
+async fn a_record_of_what_was_voided_that_another_cache_makes_anew_revives_nothing() {
+    let server = Server::start();
+    let one = tier(&server).await;
+    let (a, other): (_, Cache) = (cache(&one), builder(&one).name("users").build().unwrap());
+    tag(&a, 1, "old", &["t"]).await;
+    published(&one, 1).await;
+    a.invalidate_tag("t");
+    until("told", || one.stats().pending_invalidations == 0).await;
+    server.command("UNLINK t:1:epochs");
+    other.invalidate_tag("t");
+    until("told", || one.stats().pending_invalidations == 0).await;
+    let late = cache(&tier(&server).await);
+    assert_eq!(fetch(&late, 1, "new").await, ("new".into(), Outcome::Loaded));
+}
+
+#[tokio::test]
 async fn an_instance_without_events_learns_of_tags_when_it_asks() {
     let server = Server::start();
     let proxy = Proxy::to(server.addr()).await;

@@ -7,6 +7,10 @@ local time = redis.call('TIME')
 local us = time[1] * 1000000 + time[2]
 local token = math.max(us, tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0') + 1)
 local text = string.format('%.0f', token)
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  -- Nobody knows what was voided before this record was made, so all from before is. Who has listened since then knows.
+  redis.call('HSET', KEYS[1], '', text)
+end
 redis.call('HSET', KEYS[1], ARGV[1], text)
 redis.call('PUBLISH', ARGV[2], 'e' .. string.char(#text) .. text .. ARGV[3])
 return token
