@@ -214,6 +214,7 @@ where
 
     fn all_doubtful(&self) {
         self.hook.shelf.clear();
+        self.forget_all();
         self.hook.shelf.announce();
     }
 }

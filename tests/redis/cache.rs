@@ -529,6 +529,24 @@ async fn of_many_keys_one_that_another_instance_gave_up_is_loaded_here_or_is_its
 }
 
 #[tokio::test]
+async fn many_keys_have_what_a_load_brings_from_before_events_were_missed() {
+    let server = Server::start();
+    let tier = tier(&server).await;
+    let cache = cache(&tier);
+    fetch(&cache, 9, "kept").await;
+    let held = Held::start(&cache, 1, Ok("from before")).await;
+    server.command("CLIENT KILL TYPE pubsub");
+    until("what it had is doubtful", || cache.get(&9).is_none()).await;
+    // The load under way is as doubtful to this instance: Redis is asked what it is worth.
+    let caller = tokio::spawn(async move { many(&cache, [1, 2]).await });
+    published(&tier, 2).await;
+    held.finish().await.unwrap();
+    let (answers, asked) = soon(caller).await.unwrap();
+    assert_eq!(asked, [2]);
+    assert_eq!(answers, [(1, "from before".to_string()), (2, "loaded 2".to_string())]);
+}
+
+#[tokio::test]
 async fn a_caller_of_many_that_leaves_before_its_loader_is_called_leaves_nobody_waiting() {
     let server = Server::start();
     let tier = tier(&server).await;
