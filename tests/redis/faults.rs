@@ -147,6 +147,23 @@ async fn f06_an_invalidation_during_a_load_voids_it_everywhere() {
 }
 
 #[tokio::test]
+async fn f06_who_comes_after_everything_was_voided_waits_for_no_load_from_before() {
+    let server = Server::start();
+    let (one, two) = (connect(&server.url(), endless()).await, connect(&server.url(), endless()).await);
+    let three = connect(&server.url(), endless()).await;
+    let (a, b, c) = (cache(&one), cache(&two), cache(&three));
+    let held = Held::start(&b, 1, Ok("old")).await;
+    let waiting = waiter(&server, &c, 1, "new").await;
+    a.invalidate_all();
+    until("told", || one.stats().pending_invalidations == 0).await;
+    assert_eq!(fetch(&a, 1, "new").await.0, "new");
+    assert_eq!(soon(waiting).await.unwrap().0, "new", "who waited for the old load is told of the new one");
+    assert_eq!(held.finish().await.unwrap(), loaded("old"), "who waited already may have it");
+    until("refused", || two.stats().superseded == 1).await;
+    assert_eq!(fetch(&b, 1, "unused").await.0, "new");
+}
+
+#[tokio::test]
 async fn f06_an_invalidation_whose_event_is_lost_still_keeps_the_old_value_out() {
     let server = Server::start();
     let one = tier(&server).await;

@@ -37,8 +37,9 @@ if held and fresh > 0 and token > newer_than then
   return { 'H', token, fresh, lives, 0, 0, '' }
 end
 local left = lease_end - ms
--- A lease that ends later than any can last is from before the clock was set back.
-if holder and holder ~= owner and left > 0 and left <= life then
+-- A lease that ends later than any can last is from before the clock was set back. A load from before what is void as a
+-- whole is none to wait for.
+if holder and holder ~= owner and left > 0 and left <= life and (last > void or void == 0) then
   redis.call('HSET', control, 'w', '1')
   return { held and 'S' or 'W', token, fresh, lives, last, left, '' }
 end
@@ -53,6 +54,9 @@ redis.call('HSET', control, 't', string.format('%.0f', mine), 'o', owner, 'x', s
 if not c[1] then
   -- Nobody knows what was invalidated before this record was made, so loads from before it are void.
   redis.call('HSET', control, 'i', string.format('%.0f', mine - 1)) -- check: birth floor
+elseif last <= void then
+  -- So are those from before what is void as a whole, whoever holds a lease for one.
+  redis.call('HSET', control, 'i', string.format('%.0f', void)) -- check: void floor
 end
 redis.call('HDEL', control, 'e', 'm', 'u')
 redis.call('PEXPIRE', control, life)
