@@ -7,7 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use crate::coordinate::Token;
 use crate::sync::Mutex;
+
+/// The first number that is no token. From here on numbers are not exact in a script, and no clock of microseconds
+/// gets so far: one that is met has been damaged, or planted.
+const END_OF_TOKENS: Token = 1 << 53;
+
+/// The token that is written here.
+pub(super) fn token(text: &str) -> Option<Token> {
+    text.parse().ok().filter(|&token| token < END_OF_TOKENS)
+}
 
 /// A random name for a cache or for who asks for a lease, as text.
 pub(super) type Owner = Arc<str>;
@@ -60,12 +70,12 @@ impl<'a> Event<'a> {
             b'e' => What::Epoch,
             _ => return None,
         };
-        let (token, message) = message.split_at_checked(usize::from(length))?;
+        let (written, message) = message.split_at_checked(usize::from(length))?;
         let (owner, message) = message.split_at_checked(OWNER_BYTES)?;
         let (&length, message) = message.split_first()?;
         let (cache, key) = message.split_at_checked(usize::from(length))?;
         let text = |bytes| std::str::from_utf8(bytes).ok();
-        Some(Self { what, token: text(token)?.parse().ok()?, owner: text(owner)?, cache: text(cache)?, key })
+        Some(Self { what, token: token(text(written)?)?, owner: text(owner)?, cache: text(cache)?, key })
     }
 }
 
@@ -171,6 +181,13 @@ mod tests {
         }
         sent[0] = b'?';
         assert_eq!(Event::read(&sent), None);
+        for (number, is_token) in [(END_OF_TOKENS - 1, true), (END_OF_TOKENS, false), (u64::MAX, false)] {
+            let number = number.to_string();
+            let mut sent = vec![b'e', u8::try_from(number.len()).unwrap()];
+            sent.extend_from_slice(number.as_bytes());
+            sent.extend_from_slice(&rest(&owner, "products", b""));
+            assert_eq!(Event::read(&sent).is_some(), is_token, "{number}");
+        }
     }
 
     #[tokio::test]

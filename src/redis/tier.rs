@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::config::{RedisConfig, RedisTierError};
 use super::connector::{Connector, Wire};
 use super::envelope::Bounds;
-use super::events::{Event, Owner, Subscription, Waits, What, rest};
+use super::events::{Event, Owner, Subscription, Waits, What, rest, token};
 use super::keys::{Place, channel, epoch_of, epochs};
 use super::link::{Fault, Link, NO_ANSWER};
 use super::member::RedisMember;
@@ -379,8 +379,8 @@ impl Core {
         match answers.first() {
             Some(Value::Array(found)) => {
                 for pair in found.chunks_exact(2) {
-                    if let (Some(cache), Some(Ok(token))) = (text(&pair[0]), text(&pair[1]).map(str::parse)) {
-                        self.raise_epoch(cache, token);
+                    if let (Some(cache), Some(up_to)) = (text(&pair[0]), text(&pair[1]).and_then(token)) {
+                        self.raise_epoch(cache, up_to);
                     }
                 }
                 true

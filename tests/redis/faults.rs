@@ -574,6 +574,52 @@ async fn f27_what_is_not_ours_is_a_miss() {
 }
 
 #[tokio::test]
+async fn f27_a_number_that_no_clock_could_have_made_is_no_token() {
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let (a, b) = (cache(&one), cache(&two));
+    for absurd in [1_u64 << 53, u64::MAX] {
+        let number = absurd.to_string();
+        // In an event, ..
+        let mut event = format!("e{}{number}{:032}", char::from(u8::try_from(number.len()).unwrap()), 0);
+        event.push_str("\x08products");
+        assert_eq!(server.run(&[b"PUBLISH", b"t:ev", event.as_bytes()]), ":2\r\n");
+        soon(b.invalidate(&9)).await.unwrap();
+        // .. in the record of what was voided, and in that of a key, whole or in part.
+        server.command(&format!("HSET t:1:epochs products {absurd}"));
+        for (key, damage) in [(1, format!("t {absurd} i {absurd}")), (2, format!("t 1 i {absurd}"))] {
+            server.command(&format!("HSET t:1:0:{{products/k{key}}}:c {damage}"));
+        }
+        let late = tier(&server).await;
+        let c = cache(&late);
+        for key in [1, 2] {
+            assert_eq!(fetch(&a, key, "first").await, loaded("first"), "{key}");
+            until("published", || server.keys().contains(&format!("t:1:0:{{products/k{key}}}:v"))).await;
+            assert_eq!(fetch(&c, key, "unused").await, ("first".into(), Outcome::SharedHit), "{key}");
+        }
+        // It is not the end of invalidations either.
+        server.command(&format!("HSET {CONTROL} t {absurd}"));
+        soon(a.invalidate(&1)).await.unwrap();
+        until("heard", || c.get(&1).is_none()).await;
+        c.invalidate_all();
+        until("told", || late.stats().pending_invalidations == 0).await;
+        until("heard", || a.get(&2).is_none()).await;
+        assert_eq!(fetch(&c, 2, "second").await, loaded("second"));
+        published(&late, 1).await;
+        assert_eq!(fetch(&a, 2, "unused").await, ("second".into(), Outcome::SharedHit));
+        soon(a.invalidate(&2)).await.unwrap();
+        // Nor of a lock's tokens.
+        let lock = RedisLock::new(&one);
+        let before = soon(lock.acquire("l")).await.unwrap();
+        let token = before.token();
+        soon(before.release()).await.unwrap();
+        server.command(&format!("HSET t:1:0:{{~lock/kl}}:c t {absurd}"));
+        let after = soon(lock.acquire("l")).await.unwrap().token();
+        assert!(token < after && after < 1 << 53, "{token} {after}");
+    }
+}
+
+#[tokio::test]
 async fn f29_an_invalidation_that_could_not_be_delivered_comes_before_any_reading() {
     let server = Server::start();
     let one = tier(&server).await;

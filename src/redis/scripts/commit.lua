@@ -5,6 +5,13 @@
 --       6 the rest of the event
 -- Returns ok; late: published, though the lease was lost; or, not published: old: a newer value is there;
 -- inv: invalidated since; gone: the record of this load is lost; lost: the staged value is gone.
+
+-- A token, if it is one: beyond 2^53 numbers here are not exact, and no clock is.
+local function token_of(text)
+  local number = tonumber(text)
+  if number and number < 2 ^ 53 then return number end
+end
+
 local value, control, staged = KEYS[1], KEYS[2], KEYS[3]
 local owner, token, channel = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
@@ -15,14 +22,15 @@ local there = 0
 if #header == 16 then
   local magic, format, _, _, _, t = struct.unpack('>BBBBI4I8', header)
   -- Something else's value, or a damaged one, is not newer than anything.
-  if magic == 0xc5 and format == 1 and t < 2 ^ 53 then there = t end
+  if magic == 0xc5 and format == 1 then there = token_of(t) or 0 end
 end
+local last, floor = token_of(c[1]), token_of(c[3] or '0')
 local verdict = 'ok'
 if redis.call('EXISTS', staged) == 0 then
   verdict = 'lost'
-elseif not c[1] or token > tonumber(c[1]) then
+elseif not last or not floor or token > last then
   verdict = 'gone' -- check: record
-elseif token <= tonumber(c[3] or '0') then
+elseif token <= floor then
   verdict = 'inv' -- check: invalidation floor
 elseif there >= token then
   verdict = 'old' -- check: token compare

@@ -3,6 +3,13 @@
 -- KEYS  a value and its control record, for each schema
 -- ARGV  1 channel, 2 lifetime of the control records in ms, 3 the rest of the event
 -- Returns the token up to which everything is void.
+
+-- A token, if it is one: beyond 2^53 numbers here are not exact, and no clock is.
+local function token_of(text)
+  local number = tonumber(text)
+  if number and number < 2 ^ 53 then return number end
+end
+
 local time = redis.call('TIME')
 local us = time[1] * 1000000 + time[2]
 local newest = 0
@@ -10,7 +17,7 @@ for n = 1, #KEYS, 2 do
   local value, control = KEYS[n], KEYS[n + 1]
   -- First: it works even where no memory is left for the rest.
   redis.call('UNLINK', value)
-  local token = math.max(us, tonumber(redis.call('HGET', control, 't') or '0') + 1)
+  local token = math.max(us, (token_of(redis.call('HGET', control, 't')) or 0) + 1)
   local text = string.format('%.0f', token)
   redis.call('HSET', control, 't', text, 'i', text)
   redis.call('HDEL', control, 'o', 'x', 'w', 'e', 'm', 'u')
