@@ -186,6 +186,19 @@ async fn a_back_off_tells_the_error_to_everyone_for_its_time() {
 }
 
 #[tokio::test]
+async fn a_forced_refresh_loads_though_a_back_off_tells_the_error() {
+    let server = Server::start();
+    let config = RedisConfig { error_backoff: Duration::from_secs(3_600), ..quick() };
+    let tier = RedisTier::connect(&server.url(), config).await.unwrap();
+    let cache = cache(&tier);
+    soon(cache.get_or_load(1, || async { Err("down".to_string()) })).await.unwrap_err();
+    until("the failure is told", || server.command("HGET t:1:0:{products/k1}:c m").contains("failed")).await;
+    assert!(cache.refresh(1, || async { Ok("new".to_string()) }));
+    published(&tier, 1).await;
+    until("it is here", || cache.get(&1).as_deref() == Some("new")).await;
+}
+
+#[tokio::test]
 async fn a_stale_value_is_refreshed_by_one_instance_and_served_by_all() {
     let server = Server::start();
     let (one, two) = (tier(&server).await, tier(&server).await);

@@ -1,12 +1,14 @@
 -- Reads the value of a key, or takes the lease to load it.
 --
 -- KEYS  1 value, 2 control record
--- ARGV  1 owner, 2 lease in ms, 3 only a value of a greater token will do, 4 the token of the load that the caller
---       waited for, 5 lifetime of the control record in ms, 6 tokens up to this one are void
+-- ARGV  1 owner, 2 lease in ms, 3 only a value of a greater token will do; from 2^53 on no value will, and no failure either,
+--       4 the token of the load that the caller waited for, 5 lifetime of the control record in ms, 6 tokens up to this one
+--       are void
 -- Returns { what, token of the value, ms it stays fresh (less than 0: since when it is not), ms it lives,
 --           token of the lease, ms the lease lasts, kind of failure }
 -- What: H fresh; S stale, someone else is at it, or failed if the lease lasts 0; R stale, the lease is yours; L the lease is yours;
 --       W wait for the lease's holder; E the holder failed.
+
 -- A token, if it is one: beyond 2^53 numbers here are not exact, and no clock is.
 local function token_of(text)
   local number = tonumber(text)
@@ -50,7 +52,7 @@ if holder and holder ~= owner and left > 0 and left <= life and (last > void or 
   redis.call('HSET', control, 'w', '1')
   return { held and 'S' or 'W', token, fresh, lives, last, left, '' }
 end
-if failed > 0 and (backing_off or failed == awaited) then
+if failed > 0 and (backing_off or failed == awaited) and newer_than < 2 ^ 53 then
   if held then return { 'S', token, fresh, lives, 0, 0, c[6] } end
   return { 'E', 0, 0, 0, failed, 0, c[6] }
 end
