@@ -63,12 +63,13 @@ impl RedisMember {
         let group = ask.group.map(|group| self.group_name(group));
         // What Redis has under this key may be what it has yet to be told to drop.
         let told = async {
-            core.undone.told(&self.cache, Some(key)).await;
-            if let Some(group) = &group {
-                core.undone.told(group, None).await;
-            }
+            core.undone.told(&self.cache, Some(key)).await
+                && match &group {
+                    Some(group) => core.undone.told(group, None).await,
+                    None => true,
+                }
         };
-        if timeout(limit, told).await.is_err() {
+        if !timeout(limit, told).await.unwrap_or(false) {
             return Turn::Alone;
         }
         // What was voided as a whole is told by events; without them it has to be asked for.
@@ -202,7 +203,7 @@ impl Member for RedisMember {
             for group in groups {
                 let name = self.group_name(*group);
                 let told = timeout(core.config.operation_timeout, core.undone.told(&name, None));
-                if told.await.is_err() || core.epoch(&name) >= token {
+                if !told.await.unwrap_or(false) || core.epoch(&name) >= token {
                     return true;
                 }
             }

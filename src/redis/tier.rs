@@ -414,9 +414,10 @@ impl Core {
                 told = told.max(invalidate.number);
                 let command = single(self.invalidation(Form::Code, &invalidate));
                 let answers = in_time(limit, wire.send(&command)).await?;
-                // One that Redis refuses stays, its key is not read meanwhile, and the next ping tries again.
-                if let Some(token) = answers.first().and_then(integer) {
-                    self.invalidated(&invalidate, token);
+                match answers.first().and_then(integer) {
+                    Some(token) => self.invalidated(&invalidate, token),
+                    // It stays, its key is not read meanwhile, and the next ping tries again.
+                    None => self.undone.refused(&invalidate),
                 }
             }
             if self.undone.if_none_after(told, || self.link.trust(generation)) {
@@ -438,9 +439,13 @@ impl Core {
         self.runtime.spawn(async move {
             let Sending { core, invalidate, is_done } = &mut sending;
             let sent = run(&core.link, |form| single(core.invalidation(form, invalidate))).await;
-            if let Some(token) = sent.ok().and_then(|answers| answers.first().and_then(integer)) {
-                *is_done = true;
-                core.invalidated(invalidate, token);
+            let Ok(answers) = sent else { return };
+            match answers.first().and_then(integer) {
+                Some(token) => {
+                    *is_done = true;
+                    core.invalidated(invalidate, token);
+                }
+                None => core.undone.refused(invalidate),
             }
         });
         Invalidation::pending(told)

@@ -1,5 +1,6 @@
 //! What Redis has to be told before anything is read from it again.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -44,12 +45,23 @@ pub(super) struct Invalidate {
 struct Waiting {
     latest: Invalidate,
     answers: Vec<oneshot::Sender<Result<(), Undelivered>>>,
+    /// Redis has answered an attempt with an error, and none has succeeded since.
+    is_refused: bool,
 }
 
 #[derive(Default)]
 struct Queue {
     waiting: HashMap<Target, Waiting>,
     number: u64,
+}
+
+/// What Redis has been told of what concerns a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    All,
+    NotYet,
+    /// It refuses to do it.
+    InVain,
 }
 
 /// A lease that may be held though nobody uses it.
@@ -92,8 +104,11 @@ impl Undone {
             places = Arc::default();
         }
         let latest = Invalidate { target: target.clone(), owner, places, number };
-        let waiting = queue.waiting.entry(target);
-        let waiting = waiting.or_insert_with(|| Waiting { latest: latest.clone(), answers: Vec::new() });
+        let waiting = queue.waiting.entry(target).or_insert_with(|| Waiting {
+            latest: latest.clone(),
+            answers: Vec::new(),
+            is_refused: false,
+        });
         waiting.latest = latest.clone();
         waiting.answers.push(answer);
         drop(queue);
@@ -108,13 +123,14 @@ impl Undone {
     /// Redis has done it. A later one of the same target stays.
     pub(super) fn done(&self, invalidate: &Invalidate) {
         let mut queue = self.invalidations.lock();
-        let is_latest = |waiting: &Waiting| waiting.latest.number == invalidate.number;
-        if queue.waiting.get(&invalidate.target).is_some_and(is_latest)
-            && let Some(waiting) = queue.waiting.remove(&invalidate.target)
-        {
-            for answer in waiting.answers {
-                // Most handles are dropped.
-                let _ = answer.send(Ok(()));
+        if let Entry::Occupied(mut waiting) = queue.waiting.entry(invalidate.target.clone()) {
+            if waiting.get().latest.number == invalidate.number {
+                for answer in waiting.remove().answers {
+                    // Most handles are dropped.
+                    let _ = answer.send(Ok(()));
+                }
+            } else {
+                waiting.get_mut().is_refused = false;
             }
         }
         drop(queue);
@@ -131,26 +147,44 @@ impl Undone {
         }
     }
 
-    /// True if what Redis has under the key, or under all of the cache's, may be void.
-    fn is_void(&self, cache: &Arc<str>, key: Option<&Arc<[u8]>>) -> bool {
-        let queue = self.invalidations.lock();
-        if queue.waiting.is_empty() {
-            return false;
+    /// Redis has said that it did not; it stays, and nobody waits for it meanwhile.
+    pub(super) fn refused(&self, invalidate: &Invalidate) {
+        let mut queue = self.invalidations.lock();
+        if let Some(waiting) = queue.waiting.get_mut(&invalidate.target) {
+            waiting.is_refused = true;
         }
-        let mut target = Target { cache: Arc::clone(cache), key: key.cloned() };
-        let one = queue.waiting.contains_key(&target);
-        target.key = None;
-        one || queue.waiting.contains_key(&target) || queue.waiting.contains_key(&Target::everything())
+        drop(queue);
+        self.confirmed.notify_waiters();
     }
 
-    /// Waits until Redis has been told all that concerns the key, or all of the cache's.
-    pub(super) async fn told(&self, cache: &Arc<str>, key: Option<&Arc<[u8]>>) {
+    /// Whether what Redis has under the key, or under all of the cache's, may be void.
+    fn state(&self, cache: &Arc<str>, key: Option<&Arc<[u8]>>) -> Told {
+        let queue = self.invalidations.lock();
+        if queue.waiting.is_empty() {
+            return Told::All;
+        }
+        let one = Target { cache: Arc::clone(cache), key: key.cloned() };
+        let all = Target { key: None, ..one.clone() };
+        let concerned = [one, all, Target::everything()];
+        let waiting = concerned.iter().filter_map(|target| queue.waiting.get(target));
+        // None, or whether one is refused.
+        match waiting.map(|waiting| waiting.is_refused).max() {
+            None => Told::All,
+            Some(false) => Told::NotYet,
+            Some(true) => Told::InVain,
+        }
+    }
+
+    /// Waits until Redis has been told all that concerns the key, or all of the cache's. False if it refuses to do some of
+    /// it: that is tried again at every ping, and not waited for.
+    pub(super) async fn told(&self, cache: &Arc<str>, key: Option<&Arc<[u8]>>) -> bool {
         loop {
             let confirmed = self.confirmed.notified();
-            if !self.is_void(cache, key) {
-                return;
+            match self.state(cache, key) {
+                Told::All => return true,
+                Told::InVain => return false,
+                Told::NotYet => confirmed.await,
             }
-            confirmed.await;
         }
     }
 
@@ -220,10 +254,32 @@ mod tests {
         undone.failed(&only);
         assert_eq!(told.try_recv(), Ok(Err(Undelivered(()))));
         let (cache, key) = (only.target.cache.clone(), only.target.key.clone().unwrap());
-        assert!(undone.is_void(&cache, Some(&key)));
-        assert!(!undone.is_void(&"d".into(), Some(&key)));
+        assert_eq!(undone.state(&cache, Some(&key)), Told::NotYet);
+        assert_eq!(undone.state(&"d".into(), Some(&key)), Told::All);
         undone.done(&only);
-        assert!(!undone.is_void(&cache, Some(&key)));
+        assert_eq!(undone.state(&cache, Some(&key)), Told::All);
+    }
+
+    #[test]
+    fn one_that_is_refused_is_in_vain_until_an_attempt_succeeds() {
+        let undone = Undone::default();
+        let (first, _told) = add(&undone, target(1));
+        let (cache, key) = (first.target.cache.clone(), first.target.key.clone().unwrap());
+        let all = Target { cache: cache.clone(), key: None };
+        let (all, _told) = add(&undone, all);
+        assert_eq!(undone.state(&cache, Some(&key)), Told::NotYet);
+        undone.refused(&first);
+        assert_eq!(undone.state(&cache, Some(&key)), Told::InVain);
+        assert_eq!(undone.state(&cache, None), Told::NotYet, "another key's is none of its concern");
+        let (second, _told) = add(&undone, target(1));
+        assert_eq!(undone.state(&cache, Some(&key)), Told::InVain, "nobody knows better");
+        undone.done(&first);
+        assert_eq!(undone.state(&cache, Some(&key)), Told::NotYet);
+        undone.done(&second);
+        undone.refused(&all);
+        assert_eq!(undone.state(&cache, Some(&key)), Told::InVain);
+        undone.done(&all);
+        assert_eq!(undone.state(&cache, Some(&key)), Told::All);
     }
 
     #[test]
@@ -237,10 +293,11 @@ mod tests {
         assert_eq!(undone.pending(), MOST_INVALIDATIONS, "that one was there");
         let (last, _told) = add(&undone, target(MOST_INVALIDATIONS));
         assert_eq!((undone.pending(), &last.target), (1, &Target::everything()));
-        assert!(undone.is_void(&"any".into(), Some(&Arc::from(&b"key"[..]))));
+        let state = || undone.state(&"any".into(), Some(&Arc::from(&b"key"[..])));
+        assert_eq!(state(), Told::NotYet);
         let (more, _told) = add(&undone, target(1));
         assert_eq!((undone.pending(), &more.target), (1, &Target::everything()));
         undone.done(&more);
-        assert!(!undone.is_void(&"any".into(), Some(&Arc::from(&b"key"[..]))));
+        assert_eq!(state(), Told::All);
     }
 }
