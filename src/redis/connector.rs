@@ -21,6 +21,16 @@ pub(super) enum Wire {
 }
 
 impl Wire {
+    /// How many commands on different keys may be sent at once.
+    pub(super) fn at_once(&self) -> usize {
+        match self {
+            Self::Node(_) => 200,
+            // It takes them if all are in one slot.
+            #[cfg(feature = "redis-cluster")]
+            Self::Cluster(_) => 1,
+        }
+    }
+
     /// Sends all commands at once. An error of one of them is a value among the answers.
     pub(super) async fn send(&mut self, commands: &Pipeline) -> RedisResult<Vec<Value>> {
         match self {

@@ -73,7 +73,7 @@ pub(super) async fn introduce(wire: &mut Wire) -> redis::RedisResult<()> {
     Ok(())
 }
 
-fn is_unknown(answer: &Value) -> bool {
+pub(super) fn is_unknown(answer: &Value) -> bool {
     matches!(answer, Value::ServerError(error) if error.code() == "NOSCRIPT")
 }
 

@@ -20,7 +20,9 @@ use super::events::{Event, Owner, Subscription, Waits, What, rest, token};
 use super::keys::{Place, channel, epoch_of, epochs};
 use super::link::{Fault, Link, NO_ANSWER};
 use super::member::RedisMember;
-use super::scripts::{EPOCH, EPOCHS, Form, INVALIDATE, RELEASE, integer, introduce, run, single, text};
+use super::scripts::{
+    EPOCH, EPOCHS, Form, INVALIDATE, RELEASE, integer, introduce, is_unknown, run, single, text,
+};
 use super::stats::{Counters, RedisStats};
 use super::subscriber::subscribe;
 use super::undone::{Invalidate, Orphan, Target, Undone};
@@ -391,8 +393,8 @@ impl Core {
         }
     }
 
-    /// Before the circuit closes: the server knows the scripts, no lease is held by nobody, and everything that was
-    /// invalidated is.
+    /// Closes the circuit once the server knows the scripts, no lease is held by nobody, and everything is invalidated that
+    /// was by now. What comes meanwhile does not keep it open: whoever asks for what it concerns waits for it.
     async fn settle(&self, mut wire: Wire, generation: u64) -> Result<(), String> {
         let limit = self.config.operation_timeout;
         if self.ready.load(Ordering::Acquire) != generation {
@@ -400,30 +402,69 @@ impl Core {
             self.read_epochs(&mut wire).await?;
             self.ready.store(generation, Ordering::Release);
         }
-        let orphans = self.undone.take_orphans();
-        for (at, orphan) in orphans.iter().enumerate() {
-            let release = single(self.release(Form::Code, orphan, "", Duration::ZERO));
-            if let Err(why) = in_time(limit, wire.send(&release)).await {
-                orphans.iter().skip(at).for_each(|orphan| self.undone.add_orphan(orphan.clone()));
+        let mut orphans: Vec<_> = self.undone.take_orphans().into_iter().collect();
+        while !orphans.is_empty() {
+            let some = orphans.len().saturating_sub(wire.at_once());
+            let release = |form, orphan: &Orphan| self.release(form, orphan, "", Duration::ZERO);
+            if let Err(why) = self.replay(&mut wire, &orphans[some..], release).await {
+                for orphan in orphans {
+                    self.undone.add_orphan(orphan);
+                }
                 return Err(why);
             }
+            orphans.truncate(some);
         }
-        let mut told = 0;
-        loop {
-            for invalidate in self.undone.after(told) {
-                told = told.max(invalidate.number);
-                let command = single(self.invalidation(Form::Code, &invalidate));
-                let answers = in_time(limit, wire.send(&command)).await?;
-                match answers.first().and_then(integer) {
-                    Some(token) => self.invalidated(&invalidate, token),
+        let told = self.invalidate_after(0, &mut wire).await?;
+        self.link.trust(generation);
+        // Those that came while it was open were not sent.
+        self.invalidate_after(told, &mut wire).await.map(drop)
+    }
+
+    /// Does what was invalidated after the one of this number. Returns the number of the last.
+    async fn invalidate_after(&self, number: u64, wire: &mut Wire) -> Result<u64, String> {
+        let due = self.undone.after(number);
+        let last = due.iter().map(|invalidate| invalidate.number).max().unwrap_or(number);
+        for (at, some) in due.chunks(wire.at_once()).enumerate() {
+            let command = |form, invalidate: &Invalidate| self.invalidation(form, invalidate);
+            let answers = match self.replay(wire, some, command).await {
+                Ok(answers) => answers,
+                Err(why) => {
+                    for invalidate in &due[at * wire.at_once()..] {
+                        self.undone.not_replayed(invalidate);
+                    }
+                    return Err(why);
+                }
+            };
+            for (invalidate, answer) in some.iter().zip(&answers) {
+                match integer(answer) {
+                    Some(token) => self.invalidated(invalidate, token),
                     // It stays, its key is not read meanwhile, and the next ping tries again.
-                    None => self.undone.refused(&invalidate),
+                    None => self.undone.refused(invalidate),
                 }
             }
-            if self.undone.if_none_after(told, || self.link.trust(generation)) {
-                return Ok(());
-            }
         }
+        Ok(last)
+    }
+
+    /// Sends the commands that make good `what`, all at once.
+    async fn replay<T>(
+        &self,
+        wire: &mut Wire,
+        what: &[T],
+        command: impl Fn(Form, &T) -> redis::Cmd,
+    ) -> Result<Vec<Value>, String> {
+        let commands = |form| {
+            let mut pipeline = redis::pipe();
+            for one in what {
+                pipeline.add_command(command(form, one));
+            }
+            pipeline
+        };
+        let limit = self.config.operation_timeout;
+        let answers = in_time(limit, wire.send(&commands(Form::Digest))).await?;
+        // Those that were done are done again.
+        let forgotten = answers.iter().any(is_unknown);
+        if forgotten { in_time(limit, wire.send(&commands(Form::Code))).await } else { Ok(answers) }
     }
 
     /// Sends an invalidation that was noted; what comes of it is known by its handle.

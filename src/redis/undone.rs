@@ -53,6 +53,28 @@ struct Waiting {
 struct Queue {
     waiting: HashMap<Target, Waiting>,
     number: u64,
+    /// It is being told that everything is void. What is invalidated from then on is not part of that.
+    voids_everything: bool,
+}
+
+impl Queue {
+    /// What is being told is not known to have arrived: it will be told again, and then covers what came meanwhile.
+    fn stays(&mut self, target: &Target) {
+        if *target != Target::everything() || !self.waiting.contains_key(target) {
+            return;
+        }
+        self.voids_everything = false;
+        let number = self.number + 1;
+        let others = self.waiting.len() > 1;
+        // Who waits for the others' answers learns that they are not delivered yet.
+        self.waiting.retain(|kept, _| kept == target);
+        if let Some(everything) = self.waiting.get_mut(target)
+            && others
+        {
+            self.number = number;
+            everything.latest.number = number;
+        }
+    }
 }
 
 /// What Redis has been told of what concerns a key.
@@ -97,11 +119,12 @@ impl Undone {
         let mut places = places;
         let full = queue.waiting.len() >= MOST_INVALIDATIONS && !queue.waiting.contains_key(&target);
         let all_void = queue.waiting.contains_key(&Target::everything());
-        if full || all_void {
+        if full || all_void && !queue.voids_everything {
             // Who waits for the others' answers learns that they are not delivered yet.
             queue.waiting.retain(|kept, _| *kept == Target::everything());
             target = Target::everything();
             places = Arc::default();
+            queue.voids_everything = true;
         }
         let latest = Invalidate { target: target.clone(), owner, places, number };
         let waiting = queue.waiting.entry(target).or_insert_with(|| Waiting {
@@ -145,6 +168,12 @@ impl Undone {
                 let _ = answer.send(Err(Undelivered(())));
             }
         }
+        queue.stays(&invalidate.target);
+    }
+
+    /// The same of another attempt at it.
+    pub(super) fn not_replayed(&self, invalidate: &Invalidate) {
+        self.invalidations.lock().stays(&invalidate.target);
     }
 
     /// Redis has said that it did not; it stays, and nobody waits for it meanwhile.
@@ -153,6 +182,7 @@ impl Undone {
         if let Some(waiting) = queue.waiting.get_mut(&invalidate.target) {
             waiting.is_refused = true;
         }
+        queue.stays(&invalidate.target);
         drop(queue);
         self.confirmed.notify_waiters();
     }
@@ -188,21 +218,13 @@ impl Undone {
         }
     }
 
-    /// Those that came after the one of this number.
+    /// Those that came after the one of this number, which now are sent.
     pub(super) fn after(&self, number: u64) -> Vec<Invalidate> {
-        let queue = self.invalidations.lock();
+        let mut queue = self.invalidations.lock();
         let all = queue.waiting.values().map(|waiting| &waiting.latest);
-        all.filter(|latest| latest.number > number).cloned().collect()
-    }
-
-    /// Calls `then` if none came after the one of this number, and keeps others from coming meanwhile.
-    pub(super) fn if_none_after(&self, number: u64, then: impl FnOnce()) -> bool {
-        let queue = self.invalidations.lock();
-        let none = queue.waiting.values().all(|waiting| waiting.latest.number <= number);
-        if none {
-            then();
-        }
-        none
+        let due: Vec<_> = all.filter(|latest| latest.number > number).cloned().collect();
+        queue.voids_everything |= due.iter().any(|due| due.target == Target::everything());
+        due
     }
 
     pub(super) fn pending(&self) -> usize {
@@ -295,9 +317,16 @@ mod tests {
         assert_eq!((undone.pending(), &last.target), (1, &Target::everything()));
         let state = || undone.state(&"any".into(), Some(&Arc::from(&b"key"[..])));
         assert_eq!(state(), Told::NotYet);
+        // It is being told: what comes now is not part of it.
         let (more, _told) = add(&undone, target(1));
-        assert_eq!((undone.pending(), &more.target), (1, &Target::everything()));
-        undone.done(&more);
-        assert_eq!(state(), Told::All);
+        assert_eq!((undone.pending(), &more.target), (2, &target(1)));
+        undone.failed(&last);
+        assert_eq!(undone.pending(), 1, "the next attempt covers both");
+        let (again, _told) = add(&undone, target(2));
+        assert_eq!((undone.pending(), &again.target), (1, &Target::everything()));
+        undone.done(&last);
+        assert_eq!(state(), Told::NotYet, "that was before the other two");
+        undone.done(&again);
+        assert_eq!((state(), undone.pending()), (Told::All, 0));
     }
 }

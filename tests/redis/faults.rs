@@ -693,6 +693,90 @@ async fn f29_too_many_undelivered_invalidations_void_everything() {
     assert_eq!(fetch(&b, 2, "new").await, loaded("new"), "what it had not read is void as well");
 }
 
+/// Invalidates one key after the other, some 500 a second, until it is dropped.
+struct Stream(JoinHandle<()>);
+
+impl Stream {
+    fn of(cache: &Cache) -> Self {
+        let cache = cache.clone();
+        Self(tokio::spawn(async move {
+            for key in 1_000_000.. {
+                drop(cache.invalidate(&key));
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[tokio::test]
+async fn f29_the_circuit_closes_while_invalidations_go_on_coming() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.addr()).await;
+    let tier = connect(&proxy.url(), quick()).await;
+    let cache = cache(&tier);
+    // Ten of them in a round trip.
+    proxy.delay(Duration::from_millis(20));
+    let stream = Stream::of(&cache);
+    let before = tier.stats().connections;
+    server.command("CLIENT KILL TYPE normal");
+    until("closed", || tier.stats().connections > before && !tier.stats().circuit_open).await;
+    drop(stream);
+    until("delivered", || tier.stats().pending_invalidations == 0).await;
+    assert!(!tier.stats().circuit_open);
+}
+
+#[tokio::test]
+async fn f29_what_is_left_undone_takes_few_round_trips() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.addr()).await;
+    let tier = connect(&proxy.url(), quick()).await;
+    let cache = cache(&tier);
+    proxy.delay(Duration::from_millis(20));
+    server.freeze();
+    soon(cache.invalidate(&0)).await.unwrap_err();
+    // Two minutes, one by one.
+    for key in 1..6_000 {
+        drop(cache.invalidate(&key));
+    }
+    server.thaw();
+    healed(&tier).await;
+    until("delivered", || tier.stats().pending_invalidations == 0).await;
+}
+
+#[tokio::test]
+async fn f29_everything_is_voided_once_however_many_invalidations_go_on_coming() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.addr()).await;
+    let tier = connect(&proxy.url(), quick()).await;
+    let cache = cache(&tier);
+    proxy.delay(Duration::from_millis(20));
+    server.freeze();
+    soon(cache.invalidate(&0)).await.unwrap_err();
+    for key in 1..10_100 {
+        drop(cache.invalidate(&key));
+    }
+    until("overflown", || tier.stats().pending_invalidations == 1).await;
+    let _stream = Stream::of(&cache);
+    server.thaw();
+    healed(&tier).await;
+    let voided = || server.command("HGET t:1:epochs ''");
+    let sent = |more: u64| {
+        let (tier, before) = (tier.clone(), tier.stats().operations);
+        async move { until("more are sent", || tier.stats().operations >= before + more).await }
+    };
+    sent(50).await;
+    let first = voided();
+    assert!(first.starts_with('$') && first != "$-1\r\n", "{first}");
+    sent(200).await;
+    assert_eq!(voided(), first);
+}
+
 #[tokio::test]
 async fn f30_two_caches_on_one_tier_read_their_own() {
     let server = Server::start();

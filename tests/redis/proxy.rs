@@ -3,11 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 #[derive(Default)]
 struct Rules {
@@ -19,6 +22,8 @@ struct Rules {
     refused: std::sync::Mutex<Option<Vec<u8>>>,
     /// The connection is cut right behind that request.
     cut: AtomicBool,
+    /// How much later each answer arrives, however many are on their way.
+    delay: std::sync::Mutex<Duration>,
     connections: AtomicUsize,
     /// Of connections that are made from now on.
     target: std::sync::Mutex<Option<SocketAddr>>,
@@ -51,6 +56,11 @@ impl Proxy {
 
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Answers arrive so much later from now on.
+    pub(crate) fn delay(&self, by: Duration) {
+        *self.rules.delay.lock().unwrap() = by;
     }
 
     pub(crate) fn black_hole(&self, on: bool) {
@@ -123,7 +133,18 @@ async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
             }
         }
     });
-    let mut back = tokio::spawn(async move {
+    let (send, mut on_their_way) = unbounded_channel::<(Instant, Vec<u8>)>();
+    let mut arrive = tokio::spawn(async move {
+        while let Some((due, bytes)) = on_their_way.recv().await {
+            if due > Instant::now() {
+                sleep_until(due).await;
+            }
+            if to_client.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+    let back = tokio::spawn(async move {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
             if rules.hole.load(Ordering::SeqCst) {
@@ -132,17 +153,18 @@ async fn pass(client: TcpStream, server: TcpStream, rules: Arc<Rules>) {
             if mute.load(Ordering::SeqCst) {
                 continue;
             }
-            if to_client.write_all(&buffer[..read]).await.is_err() {
+            let due = Instant::now() + *rules.delay.lock().unwrap();
+            if send.send((due, buffer[..read].to_vec())).is_err() {
                 return;
             }
         }
     });
     tokio::select! {
-        _ = &mut there => back.abort(),
-        _ = &mut back => there.abort(),
-        () = end.cut_all.notified() => {
-            there.abort();
-            back.abort();
-        }
+        _ = &mut there => {}
+        _ = &mut arrive => {}
+        () = end.cut_all.notified() => {}
+    }
+    for task in [there, arrive, back] {
+        task.abort();
     }
 }
