@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 /// Turns values into bytes for a tier that instances share, and back.
 ///
 /// Bytes that come back are untrusted input: whatever [`decode`](Self::decode) refuses is a miss, never an error
-/// of the caller.
+/// of the caller. To panic is to refuse.
 ///
 /// ```
 /// use stampede_guard::{Codec, CodecError};

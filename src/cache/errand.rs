@@ -312,7 +312,8 @@ where
     fn publish(&self, lease: Box<dyn Lease>, value: &V, life: Lifetime, storing: &Storing) {
         let Some(shared) = self.flights.hook.shared() else { return };
         let mut payload = Vec::new();
-        if shared.codec.encode(value, &mut payload).is_err() {
+        let encoded = catch_unwind(AssertUnwindSafe(|| shared.codec.encode(value, &mut payload)));
+        if !matches!(encoded, Ok(Ok(()))) {
             shared.complain("values of a cache cannot be encoded; they stay in this instance");
             return lease.keep_local();
         }

@@ -1,6 +1,7 @@
 //! A cache's place on a tier: how its keys and values are written there, and what it hears of other instances' doings.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -165,7 +166,8 @@ impl<K, V: Value> Shared<K, V> {
         if !groups.is_empty() && self.member.is_void(groups, value.token).await {
             return None;
         }
-        let Ok(decoded) = self.codec.decode(&value.payload) else {
+        let decoded = catch_unwind(AssertUnwindSafe(|| self.codec.decode(&value.payload)));
+        let Ok(Ok(decoded)) = decoded else {
             self.member.count_malformed();
             self.complain("values of a cache cannot be decoded; give each shape a `schema` of its own");
             return None;

@@ -692,6 +692,40 @@ async fn an_own_codec_and_compression_are_used() {
 }
 
 #[tokio::test]
+async fn a_codec_that_panics_refuses_a_value_and_fails_nobodys_load() {
+    struct Panics;
+    impl stampede_guard::Codec<String> for Panics {
+        fn id(&self) -> u8 {
+            200
+        }
+        fn encode(&self, value: &String, out: &mut Vec<u8>) -> Result<(), stampede_guard::CodecError> {
+            assert_ne!(value, "unencodable");
+            out.extend_from_slice(value.as_bytes());
+            Ok(())
+        }
+        fn decode(&self, bytes: &[u8]) -> Result<String, stampede_guard::CodecError> {
+            assert_ne!(bytes, b"undecodable");
+            String::from_utf8(bytes.to_vec()).map_err(stampede_guard::CodecError::new)
+        }
+    }
+    let server = Server::start();
+    let (one, two) = (tier(&server).await, tier(&server).await);
+    let of = |tier: &RedisTier| -> Cache {
+        let builder = StampedeCache::builder().jitter(0.0).name("products");
+        builder.redis_with(tier.clone(), Panics).build().unwrap()
+    };
+    let (a, b) = (of(&one), of(&two));
+    assert_eq!(fetch(&a, 1, "undecodable").await, ("undecodable".into(), Outcome::Loaded));
+    published(&one, 1).await;
+    assert_eq!(fetch(&b, 1, "own").await, ("own".into(), Outcome::Loaded));
+    published(&two, 1).await;
+    assert!(two.stats().malformed >= 1);
+    assert_eq!(fetch(&a, 2, "unencodable").await, ("unencodable".into(), Outcome::Loaded));
+    until("kept", || one.stats().kept_local == 1).await;
+    assert_eq!(fetch(&b, 2, "own").await, ("own".into(), Outcome::Loaded));
+}
+
+#[tokio::test]
 async fn callers_of_one_key_meet_in_their_process_before_redis_is_asked() {
     let server = Server::start();
     let tier = tier(&server).await;
