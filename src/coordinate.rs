@@ -161,8 +161,28 @@ pub(crate) struct Ask {
     pub(crate) newer_than: Option<Token>,
     /// Have a value that is past its freshness, within its window, while another instance loads.
     pub(crate) takes_stale: bool,
-    /// Wait while another instance loads; else the answer is [`Turn::Busy`].
-    pub(crate) waits: bool,
+    /// The load of another instance that the asker has been told of, if it has.
+    pub(crate) awaited: Option<Token>,
+    pub(crate) patience: Patience,
+}
+
+/// Whether to wait while another instance loads; if not, the answer is [`Turn::Busy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    None,
+    /// Not if there is a value to have should that load fail, or be slow: its caller has to look at the clock.
+    UnlessStale,
+    Full,
+}
+
+impl Patience {
+    pub(crate) fn waits(self, stale: Option<&SharedValue>) -> bool {
+        match self {
+            Self::None => false,
+            Self::UnlessStale => stale.is_none(),
+            Self::Full => true,
+        }
+    }
 }
 
 /// A value that instances share, its times as of when it was read.
@@ -189,6 +209,11 @@ pub(crate) struct SharedValue {
 }
 
 impl SharedValue {
+    /// Whether it is past its freshness and may stand in for a load that fails.
+    pub(crate) fn covers_failure(&self) -> bool {
+        self.fresh_for.is_zero() && self.stale_since < self.stale_if_error
+    }
+
     /// Why it is served past its freshness.
     pub(crate) fn stale_reason(&self) -> StaleReason {
         if self.stale_since < self.stale_while_revalidate {
@@ -211,8 +236,8 @@ pub(crate) enum Turn {
     Failed(RemoteKind),
     /// Load for this instance alone: the tier is out of reach, or the value is not one to share.
     Alone,
-    /// Another instance loads, and this one asked not to wait for it.
-    Busy,
+    /// Another instance loads, and this one asked not to wait for it. There may be a value to have if that load fails.
+    Busy { awaited: Token, stale: Option<SharedValue> },
 }
 
 /// What a load brought, for the other instances.

@@ -17,7 +17,9 @@ use super::engine::{CacheFlights, CacheLanding, Nothing};
 use super::entry::{Arrival, Destination, Stamp, Storing, Then};
 use super::generations::Born;
 use super::shared::{Opened, capped, drop_up_to, groups, rest_of};
-use crate::coordinate::{Ask, Lease, LeaseOfLoad, Publication, Published, SharedValue, Token, Turn};
+use crate::coordinate::{
+    Ask, Lease, LeaseOfLoad, Patience, Publication, Published, SharedValue, Token, Turn,
+};
 use crate::error::{LoadError, Panicked, RemoteKind};
 use crate::event::{Outcome, StaleReason};
 use crate::flight::{BoxLoad, Fault, Key, Owned, Plan, Value};
@@ -117,11 +119,27 @@ where
         gate: Option<Arc<dyn Gate>>,
         own: Own<K, V, E>,
     ) -> Result<CacheLanding<K, V>, LoadError<E>> {
-        let Some(shared) = self.flights.hook.shared() else { return own(None).await };
-        let name = shared.name_of(&self.key);
         // It is as old as the question: an invalidation while it is on its way voids it.
         let born = self.flights.hook.shelf.generations.born();
-        let mut ask = Ask { group: None, newer_than, takes_stale: !background, waits: gate.is_none() };
+        let patience = match gate {
+            Some(_) => Patience::None,
+            None if background => Patience::Full,
+            None => Patience::UnlessStale,
+        };
+        let ask = Ask { group: None, newer_than, takes_stale: !background, awaited: None, patience };
+        self.ask(ask, born, background, gate, own).await
+    }
+
+    async fn ask(
+        self,
+        mut ask: Ask,
+        born: Born,
+        background: bool,
+        gate: Option<Arc<dyn Gate>>,
+        own: Own<K, V, E>,
+    ) -> Result<CacheLanding<K, V>, LoadError<E>> {
+        let Some(shared) = self.flights.hook.shared() else { return own(None).await };
+        let name = shared.name_of(&self.key);
         // A batch takes one permit for all.
         let spares = |is_background: bool| is_background && gate.is_none();
         loop {
@@ -132,12 +150,18 @@ where
                     };
                     return Ok(own(permit).await?.map(|arrival| self.alone(arrival)));
                 }
-                Turn::Busy => {
+                Turn::Busy { awaited, stale } => {
                     if let Some(gate) = &gate {
                         gate.others_load();
                     }
-                    ask.waits = true;
-                    continue;
+                    (ask.awaited, ask.patience) = (Some(awaited), Patience::Full);
+                    let stale = match stale {
+                        Some(value) if !background => shared.open(&value).await.map(|opened| (opened, value)),
+                        _ => None,
+                    };
+                    let Some((opened, value)) = stale else { continue };
+                    let rest = self.clone().rest(ask, born, gate, own);
+                    return Ok(self.or_stale(rest, opened, &value, born).await);
                 }
                 Turn::Failed(kind) => {
                     self.flights.hook.counters.spare_load();
@@ -184,6 +208,17 @@ where
             // Nothing to have, so something newer.
             ask.newer_than = Some(value.token.max(ask.newer_than.unwrap_or(0)));
         }
+    }
+
+    /// The wait for another instance's load, and what comes of it.
+    fn rest(
+        self,
+        ask: Ask,
+        born: Born,
+        gate: Option<Arc<dyn Gate>>,
+        own: Own<K, V, E>,
+    ) -> BoxLoad<CacheLanding<K, V>, E> {
+        Box::pin(self.ask(ask, born, false, gate, own))
     }
 
     /// A place among the loads that run, for one that goes without rather than wait; others wait for theirs later.

@@ -20,7 +20,9 @@ use super::places::aged;
 use super::recording::{End, Recorded, Recording};
 use super::tier::{Tiered, group_of, group_of_mark, mark_of_group, name_of};
 use crate::cache::{Arrival, Born, Destination, Entry, Mark, Stamp, Storing, capped, rest_of};
-use crate::coordinate::{Ask, Group, Lease, LeaseOfLoad, Publication, Published, SharedValue, Token, Turn};
+use crate::coordinate::{
+    Ask, Group, Lease, LeaseOfLoad, Patience, Publication, Published, SharedValue, Token, Turn,
+};
 use crate::error::{LoadError, RemoteKind, TimedOut};
 use crate::event::{Outcome, StaleReason};
 use crate::http::headers::strip_personal;
@@ -192,11 +194,17 @@ impl Errand {
         let (mut key, mut spec) = (Arc::clone(&self.address.key), self.address.spec.clone());
         let patient = self.background || self.newer_than.is_some();
         let group = Some(self.group);
-        let first = Ask { group, newer_than: self.newer_than, takes_stale: !patient, waits: true };
+        let first = Ask {
+            group,
+            newer_than: self.newer_than,
+            takes_stale: !patient,
+            awaited: None,
+            patience: Patience::Full,
+        };
         let mut ask = first;
         for _ in 0..QUESTIONS {
             let (value, outcome) = match self.tier.member.enter(&name_of(&key), ask).await {
-                Turn::Alone | Turn::Busy => return Word::Alone,
+                Turn::Alone | Turn::Busy { .. } => return Word::Alone,
                 Turn::Failed(kind) => return Word::Failed(kind),
                 Turn::Lead { lease, stale } => return self.lead(lease, stale, &key, &spec, patient).await,
                 Turn::Hit { value, waited } => {

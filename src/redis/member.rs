@@ -86,7 +86,7 @@ impl RedisMember {
             schema: self.schema,
             key,
             newer_than: ask.newer_than.unwrap_or(0),
-            awaited: 0,
+            awaited: ask.awaited.unwrap_or(0),
             void: 0,
             reads: true,
         };
@@ -113,8 +113,11 @@ impl RedisMember {
                 }
             };
             until = None;
-            let (token, left) = match answer {
-                Answer::Hit(value) => return Turn::Hit { value, waited: waiting.is_some() },
+            let (token, left, stale) = match answer {
+                Answer::Hit(value) => {
+                    let waited = waiting.is_some() || ask.awaited.is_some();
+                    return Turn::Hit { value, waited };
+                }
                 Answer::Refused => return Turn::Alone,
                 Answer::Failed(kind) if kind == LOCAL => return Turn::Alone,
                 Answer::Failed(kind) => return Turn::Failed(kind_from(&kind)),
@@ -134,10 +137,11 @@ impl RedisMember {
                     if takes_stale && value.stale_since < value.stale_while_revalidate {
                         return Turn::Stale(value);
                     }
-                    (token, left)
+                    let covers = value.covers_failure() && value.token > question.newer_than;
+                    (token, left, covers.then_some(value))
                 }
                 Answer::Wait { token, left } | Answer::Malformed { held_by: Some((token, left)), .. } => {
-                    (token, left)
+                    (token, left, None)
                 }
                 Answer::Malformed { token, held_by: None } => {
                     // Something newer, then: this caller's own load, if nobody else's.
@@ -145,8 +149,8 @@ impl RedisMember {
                     continue;
                 }
             };
-            if !ask.waits {
-                return Turn::Busy;
+            if !ask.patience.waits(stale.as_ref()) {
+                return Turn::Busy { awaited: token, stale };
             }
             question.awaited = token;
             let waiting = waiting.get_or_insert_with(|| Waiting::begin(&self.cache, token));

@@ -404,7 +404,8 @@ struct ChaosMember {
 /// What the tier makes of a question.
 enum Verdict {
     Turn(Turn),
-    Wait(Token),
+    /// For the load of this token.
+    Wait(Token, Option<SharedValue>),
 }
 
 /// Counts a caller that waits.
@@ -432,7 +433,7 @@ impl ChaosMember {
 
     async fn turn(&self, key: &Arc<[u8]>, ask: Ask) -> Turn {
         let place = (Arc::clone(&self.name), self.schemas[0], Arc::clone(key));
-        let (mut awaited, mut waited) = (0, false);
+        let (mut awaited, mut waited) = (ask.awaited.unwrap_or(0), ask.awaited.is_some());
         loop {
             // Before the question: what happens after the answer is heard.
             let changed = self.store.changed.notified();
@@ -446,8 +447,10 @@ impl ChaosMember {
             };
             match verdict {
                 Verdict::Turn(turn) => return turn,
-                Verdict::Wait(_) if !ask.waits => return Turn::Busy,
-                Verdict::Wait(token) => (awaited, waited) = (token, true),
+                Verdict::Wait(token, stale) if !ask.patience.waits(stale.as_ref()) => {
+                    return Turn::Busy { awaited: token, stale };
+                }
+                Verdict::Wait(token, _) => (awaited, waited) = (token, true),
             }
             let _waiting = Waiting::begin(&self.store);
             let _ = timeout(POLL, changed).await;
@@ -479,7 +482,10 @@ impl ChaosMember {
                 {
                     Verdict::Turn(Turn::Stale(value))
                 }
-                _ => Verdict::Wait(holder.token),
+                value => {
+                    let covers = |value: &SharedValue| value.covers_failure() && value.token > newer_than;
+                    Verdict::Wait(holder.token, value.filter(covers))
+                }
             };
         }
         if let Some((token, kind)) = record.failed

@@ -169,6 +169,71 @@ async fn it_stands_in_for_a_slow_load_which_goes_on() {
     drop(one);
 }
 
+/// Another instance's load of these keys, under way.
+async fn led_elsewhere(tier: &RedisTier, keys: u64) -> (Loads, Vec<tokio::task::JoinHandle<String>>) {
+    let (leader, loads) = (if_error(builder(tier)).build().unwrap(), Loads::default());
+    let callers = (0..keys).map(|key| {
+        let (leader, load) = (leader.clone(), loads.clone());
+        let load = move |_| async move { Ok(Loaded::new(load.load().await?).ttl(MINUTE)) };
+        tokio::spawn(async move { leader.get_or_load_with(key, load).await.unwrap().value })
+    });
+    let callers = callers.collect();
+    until("all are loaded", || loads.running() as u64 == keys).await;
+    (loads, callers)
+}
+
+#[tokio::test]
+async fn it_stands_in_for_another_instances_slow_load_which_is_waited_for() {
+    let server = Server::start();
+    let settings = |builder| if_error(builder).soft_timeout(Duration::from_millis(50));
+    let (one, two, cache) = newcomer(&server, 2, settings).await;
+    let (loads, callers) = led_elsewhere(&one, 2).await;
+    let unused = |_| async { Err::<Loaded<String>, _>("it is loaded elsewhere".to_string()) };
+    let fetched = soon(cache.get_or_load_with(0, unused)).await.unwrap();
+    assert_eq!(fetched.value, "old");
+    assert!(matches!(fetched.outcome, Outcome::Stale { reason: StaleReason::LoadSlow, .. }), "{fetched:?}");
+    let own = |keys: Vec<u64>| async move {
+        Ok::<_, String>(keys.into_iter().map(|key| (key, "own".to_string())).collect())
+    };
+    let many = soon(cache.get_or_load_many([1, 100], own)).await;
+    assert_eq!((many[&1].as_deref().unwrap(), many[&100].as_deref().unwrap()), ("old", "own"));
+    for _ in callers {
+        loads.gate.notify_one();
+    }
+    // The waits go on, in flights of their own.
+    until("what it brings is here", || (0..2).all(|key| cache.get(&key).as_deref() == Some("new"))).await;
+    assert_eq!((cache.stats().flights.loads, two.stats().leases), (1, 1), "its own is that of key 100");
+}
+
+#[tokio::test]
+async fn it_stands_in_for_another_instances_load_that_takes_too_long() {
+    let server = Server::start();
+    let settings = |builder| if_error(builder).load_timeout(Duration::from_millis(500));
+    let (one, _two, cache) = newcomer(&server, 1, settings).await;
+    let (_loads, callers) = led_elsewhere(&one, 1).await;
+    let unused = |_| async { Err::<Loaded<String>, _>("it is loaded elsewhere".to_string()) };
+    let fetched = soon(cache.get_or_load_with(0, unused)).await.unwrap();
+    assert_eq!(fetched.value, "old");
+    assert!(matches!(fetched.outcome, Outcome::Stale { reason: StaleReason::LoadFailed, .. }), "{fetched:?}");
+    for caller in callers {
+        caller.abort();
+    }
+}
+
+#[tokio::test]
+async fn it_stands_in_if_redis_dies_while_another_instance_loads() {
+    let mut server = Server::start();
+    let (one, _two, cache) = newcomer(&server, 1, if_error).await;
+    let (_loads, callers) = led_elsewhere(&one, 1).await;
+    let own = tokio::spawn(async move { cache.get_or_load(0, || async { Err("down".into()) }).await });
+    crate::calls::waited_for(&server, 0).await;
+    server.kill();
+    assert_eq!(soon(own).await.unwrap().unwrap(), "old");
+    for caller in callers {
+        caller.abort();
+    }
+}
+
 #[tokio::test]
 async fn a_failure_it_stands_in_for_is_one_run_over_all_instances() {
     let server = Server::start();
