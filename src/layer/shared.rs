@@ -119,8 +119,13 @@ where
         None => errand.ask().await,
         Some(limit) => match timeout(limit, errand.ask()).await {
             Ok(word) => word,
-            Err(_) if settings.on_wait_timeout == OnWaitTimeout::PassThrough => Word::Alone,
-            Err(_) => return Err(LoadError::TimedOut(TimedOut { after: limit })),
+            Err(_)
+                if settings.on_wait_timeout == OnWaitTimeout::PassThrough
+                    && errand.in_hand.get().is_none() =>
+            {
+                Word::Alone
+            }
+            Err(_) => return errand.or_in_hand(Err(LoadError::TimedOut(TimedOut { after: limit }))),
         },
     };
     match word {
@@ -130,9 +135,13 @@ where
         }
         Word::Failed(kind) => {
             guard.counters().spared.add();
-            Err(LoadError::Remote { kind })
+            errand.or_in_hand(Err(LoadError::Remote { kind }))
         }
-        Word::Alone => errand.alone(load).await,
+        Word::Alone => {
+            load.stale = errand.in_hand.get().cloned().or(load.stale);
+            let landed = errand.alone(load).await;
+            errand.or_in_hand(landed)
+        }
         // Its response is not one for others.
         Word::Lead(lease, _) if load.facts.no_store => {
             drop(lease);
@@ -165,6 +174,8 @@ struct Errand {
     background: bool,
     /// Only a page of a greater token will do.
     newer_than: Option<Token>,
+    /// Past its freshness, found while another instance runs its handler: it stands in should that be slow, or fail.
+    in_hand: OnceLock<Entry<Reply>>,
 }
 
 impl Errand {
@@ -187,6 +198,7 @@ impl Errand {
             born: load.guard.shelf().generations.born(),
             background,
             newer_than,
+            in_hand: OnceLock::new(),
         }
     }
 
@@ -199,12 +211,19 @@ impl Errand {
             newer_than: self.newer_than,
             takes_stale: !patient,
             awaited: None,
-            patience: Patience::Full,
+            patience: if patient { Patience::Full } else { Patience::UnlessStale },
         };
         let mut ask = first;
         for _ in 0..QUESTIONS {
             let (value, outcome) = match self.tier.member.enter(&name_of(&key), ask).await {
-                Turn::Alone | Turn::Busy { .. } => return Word::Alone,
+                Turn::Alone => return Word::Alone,
+                Turn::Busy { awaited, stale } => {
+                    (ask.awaited, ask.patience) = (Some(awaited), Patience::Full);
+                    if let Some(value) = stale {
+                        self.take_in_hand(value, &key, &spec).await;
+                    }
+                    continue;
+                }
                 Turn::Failed(kind) => return Word::Failed(kind),
                 Turn::Lead { lease, stale } => return self.lead(lease, stale, &key, &spec, patient).await,
                 Turn::Hit { value, waited } => {
@@ -245,14 +264,36 @@ impl Errand {
                     let outcome = Outcome::Stale { age: times.age, reason: StaleReason::Revalidating };
                     return Word::Behind(self.arrival(page, life, &times, outcome), lease);
                 }
-                // Served if the run fails, and asked about if it has a validator: as what this instance had itself.
-                let storing = self.storing(&page, life, &times, None);
-                let shelf = self.guard.shelf();
-                shelf.put(Arc::clone(key), Reply::Page(page, None), &storing);
-                Word::Lead(lease, shelf.find(key))
+                Word::Lead(lease, self.shelve(page, life, &times))
             }
             _ => Word::Lead(lease, None),
         }
+    }
+
+    async fn take_in_hand(&self, value: SharedValue, key: &PageKey, spec: &VarySpec) {
+        let (times, read) = self.read(value, key, spec).await;
+        if let Read::Page(page, life) = read
+            && page.key == self.address.key
+            && let Some(entry) = self.shelve(page, life, &times)
+        {
+            // Another one would be as good.
+            let _ = self.in_hand.set(entry);
+        }
+    }
+
+    /// Keeps a page that is past its freshness. Served if the run fails, and asked about if it has a validator: as what
+    /// this instance had itself.
+    fn shelve(&self, page: Arc<Page>, life: Lifetime, times: &SharedValue) -> Option<Entry<Reply>> {
+        let (storing, key) = (self.storing(&page, life, times, None), Arc::clone(&page.key));
+        let shelf = self.guard.shelf();
+        shelf.put(Arc::clone(&key), Reply::Page(page, None), &storing);
+        shelf.find(&key)
+    }
+
+    /// What was in hand, if another instance's run or this one's own came to nothing.
+    fn or_in_hand(&self, landed: Landing) -> Landing {
+        landed
+            .or_else(|error| self.in_hand.get().cloned().and_then(|stale| self.stand_in(stale)).ok_or(error))
     }
 
     /// What a value is to this request. Its payload is used up.

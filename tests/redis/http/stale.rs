@@ -1,6 +1,7 @@
 //! Pages past their freshness, over all instances.
 
 use super::*;
+use stampede_guard::OnWaitTimeout;
 use std::time::Duration;
 
 #[tokio::test]
@@ -54,6 +55,31 @@ async fn a_stale_page_of_another_instance_stands_in_for_a_failure() {
     let stale = b.ask(request("/page")).await;
     assert_eq!(stale.status(), StatusCode::OK);
     assert_eq!((text(stale).await.as_str(), handler.runs.get()), ("run 1", 2));
+}
+
+#[tokio::test]
+async fn a_stale_page_stands_in_for_another_instances_slow_run() {
+    let server = Server::start();
+    let handler = Handler::counting("max-age=1, stale-if-error=1000");
+    let a = Instance::with_defaults(&server, &handler).await;
+    a.get("/page").await;
+    a.published(1).await;
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
+    let slow = handler.clone().held(2);
+    let b = Instance::new(&server, &slow, |builder| builder).await;
+    let first = b.spawn(request("/page"));
+    soon(slow.started.notified()).await;
+    for what in [OnWaitTimeout::default(), OnWaitTimeout::PassThrough] {
+        let short = |builder: StampedeGuardBuilder| {
+            builder.wait_timeout(Duration::from_millis(200)).on_wait_timeout(what)
+        };
+        let c = Instance::new(&server, &handler, short).await;
+        let stale = c.ask(request("/page")).await;
+        assert_eq!((stale.status(), text(stale).await.as_str()), (StatusCode::OK, "run 1"), "{what:?}");
+    }
+    slow.go.add_permits(1);
+    assert_eq!(first.await.unwrap(), "run 2");
+    assert_eq!(handler.runs.get(), 2);
 }
 
 #[tokio::test]
@@ -112,9 +138,7 @@ async fn a_wait_for_another_instance_has_the_limit_of_any_wait() {
     let a = Instance::with_defaults(&server, &handler).await;
     let short = |builder: StampedeGuardBuilder| builder.wait_timeout(Duration::from_millis(30));
     let b = Instance::new(&server, &handler, short).await;
-    let passes = |builder: StampedeGuardBuilder| {
-        short(builder).on_wait_timeout(stampede_guard::OnWaitTimeout::PassThrough)
-    };
+    let passes = |builder: StampedeGuardBuilder| short(builder).on_wait_timeout(OnWaitTimeout::PassThrough);
     let c = Instance::new(&server, &handler, passes).await;
     let first = a.spawn(request("/page"));
     soon(handler.started.notified()).await;
