@@ -43,7 +43,8 @@ pub(super) struct Lander<R, X> {
     pub(super) by_head: bool,
     /// What the request asks about, with conditions of the guard's own.
     asks_about: Option<Arc<Page>>,
-    leader: Option<oneshot::Sender<Own<R, X>>>,
+    /// Where its leader waits, if one does.
+    pub(super) leader: Option<oneshot::Sender<Own<R, X>>>,
     pub(super) born: Born,
     pub(super) cost: Duration,
     /// What it brings for all instances, if they have a part in it.
@@ -70,9 +71,8 @@ where
         asked: http::request::Parts,
         stale: Option<Entry<Reply>>,
         asks_about: Option<Arc<Page>>,
-        leader: Option<oneshot::Sender<Own<R, X>>>,
+        born: Born,
     ) -> Self {
-        let born = guard.shelf().generations.born();
         Self {
             guard,
             facts,
@@ -81,7 +81,7 @@ where
             stale,
             by_head: false,
             asks_about,
-            leader,
+            leader: None,
             born,
             cost: Duration::ZERO,
             #[cfg(feature = "redis")]

@@ -131,9 +131,12 @@ where
         if address.class == MethodClass::Unary {
             crate::http::grpc::metadata::make_common(request.headers_mut());
         }
+        // As old as what it asks about: what was voided before is not there any more, what is voided from now on voids it.
+        let born = guard.shelf().generations.born();
+        let stale = stale.filter(|entry| guard.shelf().is_valid(entry));
         let asks_about = stale.as_ref().and_then(|entry| ask_about(entry, &address, request.headers_mut()));
-        let mut lander = Lander::new(guard, facts, address, asked, stale, asks_about, leader);
-        lander.by_head = by_head;
+        let mut lander = Lander::new(guard, facts, address, asked, stale, asks_about, born);
+        (lander.leader, lander.by_head) = (leader, by_head);
         (lander, Oneshot::new(inner, request))
     }
 }
