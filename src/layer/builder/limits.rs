@@ -46,8 +46,8 @@ impl<G> StampedeGuardBuilder<G> {
 
     /// What is stored at most, in bytes: bodies, headers and keys. Default: 64 MiB.
     ///
-    /// Bodies under way, which others may be reading, hold as much again at most; beyond it a response goes to its
-    /// own client alone. Like [`jitter`](Self::jitter), it is the store's.
+    /// Bodies under way, and those that clients still read though they are not stored, hold as much again; beyond it a
+    /// response goes to its own client alone, as fast as that reads. Like [`jitter`](Self::jitter), it is the store's.
     pub fn max_stored_bytes(mut self, bytes: u64) -> Self {
         self.of_the_store("max_stored_bytes", &bytes);
         self.max_stored_bytes = bytes;
