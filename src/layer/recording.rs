@@ -242,19 +242,17 @@ impl Recording {
 
     /// Ends it for want of readers. False if there are some after all: then `writer` is woken when the last one goes.
     pub(super) fn give_up(&self, writer: &Waker) -> bool {
-        if self.has_readers(writer) {
-            return false;
-        }
         let mut growing = self.growing.lock();
-        if growing.reading() > 0 {
-            drop(growing);
-            return self.give_up(writer);
+        let read = growing.reading() > 0;
+        let old = if read { growing.writer.replace(writer.clone()) } else { None };
+        if !read {
+            growing.end.get_or_insert(End::Failed(BrokenBody::unexplained()));
         }
-        growing.end.get_or_insert(End::Failed(BrokenBody::unexplained()));
-        let herd = growing.waiting();
+        let herd = if read { Vec::new() } else { growing.waiting() };
         drop(growing);
+        drop(old);
         wake(herd);
-        true
+        !read
     }
 
     /// Whether somebody reads. If so, `writer` is woken when the last reader goes.
