@@ -47,9 +47,7 @@ impl Room {
         }
         has_grown
     }
-}
 
-impl Room {
     /// Makes it hold `bytes` at least, whether or not there is room for them: they are there already.
     pub(super) fn hold(&mut self, bytes: u64) {
         let more = bytes.saturating_sub(self.taken);

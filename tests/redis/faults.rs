@@ -714,14 +714,20 @@ impl Drop for Stream {
     }
 }
 
-#[tokio::test]
-async fn f29_the_circuit_closes_while_invalidations_go_on_coming() {
+/// A cache whose questions take 20 ms to be answered.
+async fn far_away() -> (Server, Proxy, RedisTier, Cache) {
     let server = Server::start();
     let proxy = Proxy::to(server.addr()).await;
     let tier = connect(&proxy.url(), quick()).await;
     let cache = cache(&tier);
-    // Ten of them in a round trip.
     proxy.delay(Duration::from_millis(20));
+    (server, proxy, tier, cache)
+}
+
+#[tokio::test]
+async fn f29_the_circuit_closes_while_invalidations_go_on_coming() {
+    let (server, _proxy, tier, cache) = far_away().await;
+    // Ten of them in a round trip.
     let stream = Stream::of(&cache);
     let before = tier.stats().connections;
     server.command("CLIENT KILL TYPE normal");
@@ -733,11 +739,7 @@ async fn f29_the_circuit_closes_while_invalidations_go_on_coming() {
 
 #[tokio::test]
 async fn f29_what_is_left_undone_takes_few_round_trips() {
-    let server = Server::start();
-    let proxy = Proxy::to(server.addr()).await;
-    let tier = connect(&proxy.url(), quick()).await;
-    let cache = cache(&tier);
-    proxy.delay(Duration::from_millis(20));
+    let (server, _proxy, tier, cache) = far_away().await;
     server.freeze();
     soon(cache.invalidate(&0)).await.unwrap_err();
     // Two minutes, one by one.
@@ -751,11 +753,7 @@ async fn f29_what_is_left_undone_takes_few_round_trips() {
 
 #[tokio::test]
 async fn f29_everything_is_voided_once_however_many_invalidations_go_on_coming() {
-    let server = Server::start();
-    let proxy = Proxy::to(server.addr()).await;
-    let tier = connect(&proxy.url(), quick()).await;
-    let cache = cache(&tier);
-    proxy.delay(Duration::from_millis(20));
+    let (server, _proxy, tier, cache) = far_away().await;
     server.freeze();
     soon(cache.invalidate(&0)).await.unwrap_err();
     for key in 1..10_100 {
