@@ -5,16 +5,20 @@
 #[path = "security/site.rs"]
 mod site;
 
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, Uri};
+use axum::http::{Request, Response, Uri};
 use axum::routing::get as on_get;
+use http_body_util::BodyExt;
 use site::{Call, Site, all, answer, get, head, numbered, request, secs, until, with};
-use stampede_guard::{StampedeGuard, StampedeGuardBuilder};
-use tower::ServiceExt;
+use stampede_guard::{ManualClock, StampedeGuard, StampedeGuardBuilder};
+use tower::{Layer, Service, ServiceExt};
 
 const MINUTE: (&str, &str) = ("cache-control", "max-age=60");
 
@@ -218,6 +222,57 @@ async fn a_tag_voids_what_guards_at_two_depths_have_made_of_it() {
             }
             assert_eq!(ask().await, run, "derived: {is_derived}");
         }
+    }
+}
+
+/// A service whose copy, which is made once the stored page has been found, voids that.
+struct Voids {
+    guard: StampedeGuard,
+    is_armed: Arc<AtomicBool>,
+}
+
+impl Clone for Voids {
+    fn clone(&self) -> Self {
+        if self.is_armed.swap(false, Ordering::SeqCst) {
+            self.guard.invalidate_tag("red");
+        }
+        Self { guard: self.guard.clone(), is_armed: Arc::clone(&self.is_armed) }
+    }
+}
+
+impl Service<Request<Body>> for Voids {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let status = if request.headers().contains_key("if-none-match") { 304 } else { 200 };
+        let told = [("cache-control", "max-age=5"), ("etag", "\"v\""), ("cache-tag", "red")];
+        ready(Ok(answer(status, &told, status.to_string())))
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_is_voided_before_the_handler_runs_is_not_asked_about() {
+    let clock = ManualClock::new();
+    let guard = StampedeGuard::builder().jitter(0.0).clock(clock.clone()).tag_header("cache-tag");
+    let guard = guard.cache_status("shop").build().unwrap();
+    let is_armed = Arc::new(AtomicBool::new(false));
+    let service = guard.layer(Voids { guard: guard.clone(), is_armed: Arc::clone(&is_armed) });
+    for (voids, forwarded) in [(false, "fwd-status=200"), (false, "fwd-status=304"), (true, "fwd-status=200")]
+    {
+        let service = service.clone();
+        is_armed.store(voids, Ordering::SeqCst);
+        let response = service.oneshot(get("/")).await.unwrap();
+        assert!(!is_armed.load(Ordering::SeqCst));
+        let told = response.headers()["cache-status"].to_str().unwrap();
+        assert!(told.contains(forwarded), "{told}");
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "200");
+        clock.advance(secs(6));
     }
 }
 
